@@ -1,0 +1,128 @@
+"""Fleet records: what a worker says of itself, and the snapshot a controller gives to gateways.
+
+Routes (cluster token where one is set):
+    PUT    /fleet/workers/{instance_id}   a whole `WorkerRecord`: registration and heartbeat alike
+    DELETE /fleet/workers/{instance_id}   leave: a tombstone keeps late heartbeats out
+    GET    /fleet?after=V&epoch=E&wait_s=S  `FleetSnapshot`; waits until its version exceeds V
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field
+
+WorkerState: TypeAlias = Literal["starting", "ready", "draining", "failed"]
+Wire: TypeAlias = Literal["native", "fastchat"]
+Capability: TypeAlias = Literal["chat", "completions", "embeddings"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class ModelRecord(_Record):
+    """One name that a worker serves.
+
+    Attributes:
+        name: what clients call it.
+        digest: identifies weights, tokenizer, template, dtype and engine; same digest, same
+            answers. Empty for a FastChat worker.
+        context_length: tokens; 0 when unknown (a FastChat worker, until it is asked).
+        capabilities: what it can be asked for.
+        engine: which engine runs it, such as `paged`, `generate`, `sim`.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    digest: Annotated[str, Field(max_length=128)] = ""
+    context_length: Annotated[int, Field(ge=0)] = 0
+    capabilities: tuple[Capability, ...] = ("chat", "completions", "embeddings")
+    engine: Annotated[str, Field(max_length=64)] = ""
+
+
+class Load(_Record):
+    """A worker's load at the time of its heartbeat.
+
+    Attributes:
+        running: sequences in the running batch. waiting: requests queued.
+        waiting_tokens: prompt tokens queued and not yet prefilled.
+        kv_free: share of KV blocks free, 0..1.
+        prefill_tps, decode_tps: measured tokens a second, 0 when not yet measured.
+        capacity: sequences that run at once.
+    """
+
+    running: Annotated[int, Field(ge=0)] = 0
+    waiting: Annotated[int, Field(ge=0)] = 0
+    waiting_tokens: Annotated[int, Field(ge=0)] = 0
+    kv_free: Annotated[float, Field(ge=0, le=1)] = 1.0
+    prefill_tps: Annotated[float, Field(ge=0)] = 0.0
+    decode_tps: Annotated[float, Field(ge=0)] = 0.0
+    capacity: Annotated[int, Field(ge=0)] = 0
+
+
+class WorkerRecord(_Record):
+    """All that the fleet knows of one worker process; its owner pushes it whole.
+
+    Attributes:
+        instance_id: 128 random bits in hex, one a process.
+        incarnation, seq: the newer pair wins; a process that finds its address taken takes the
+            other's incarnation + 1.
+        address: base URL, scheme, host and port only.
+        engine_step: counts engine steps; it stands still when the engine is stuck.
+        busy: whether the engine has work: a still counter means trouble only then.
+        ttl_ms: the lease it asks for; 0 takes the controller's default.
+        speed, queue_length: the FastChat wire's numbers.
+    """
+
+    instance_id: Annotated[str, Field(min_length=1, max_length=256)]
+    incarnation: Annotated[int, Field(ge=0)] = 0
+    seq: Annotated[int, Field(ge=0)] = 0
+    address: Annotated[str, Field(max_length=2048, pattern=r"^https?://[^\s/@?#]+$")]
+    models: Annotated[tuple[ModelRecord, ...], Field(max_length=256)]
+    state: WorkerState = "ready"
+    load: Load = Load()
+    engine_step: Annotated[int, Field(ge=0)] = 0
+    busy: bool = False
+    ttl_ms: Annotated[int, Field(ge=0, le=3_600_000)] = 0
+    wire: Wire = "native"
+    speed: Annotated[float, Field(ge=0)] = 1.0
+    queue_length: Annotated[int, Field(ge=0)] = 0
+    multimodal: bool = False
+
+    def model(self, name: str) -> ModelRecord | None:
+        """The record of the model `name`, if this worker serves it."""
+        return next((model for model in self.models if model.name == name), None)
+
+
+class HeartbeatAnswer(_Record):
+    """A controller's answer to a record.
+
+    Attributes:
+        accepted: whether the record is now the stored one.
+        stale: whether a newer (incarnation, seq) was stored already.
+        incarnation: the stored one; on a conflict (409) the newcomer takes it + 1.
+        lease_ms: how long the record lives without a heartbeat.
+    """
+
+    accepted: bool
+    stale: bool = False
+    incarnation: int = 0
+    lease_ms: int = 0
+
+
+class FleetSnapshot(_Record):
+    """What a controller knows.
+
+    Attributes:
+        epoch: random, one a controller process: a version means nothing in another epoch.
+        version: grows with every change.
+        complete: False while a restarted controller is warming up: gateways add from it and
+            remove nothing because of it.
+        left: instance ids with a tombstone.
+    """
+
+    epoch: str
+    version: int
+    complete: bool
+    workers: tuple[WorkerRecord, ...]
+    left: tuple[str, ...] = ()

@@ -1,0 +1,289 @@
+"""The native generation wire: one typed request, then a stream of typed events.
+
+`Started` (or `Failed`) is always the first event: it decides the HTTP status at the gateway.
+Then `Prompt` at most once, `Delta`s, and exactly one terminal event: `Done` or `Failed`.
+On the wire an event is one JSON object a line, tagged by `kind`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import from_json, to_json
+
+from protocol.errors import TriremeError
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+TokenIds: TypeAlias = list[Annotated[int, Field(ge=0)]]
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class SamplingParams(_Wire):
+    """How to choose tokens, validated. Values are the field's own terms, as vLLM spells them.
+
+    Attributes:
+        max_tokens: completion tokens; None means up to the context length.
+        temperature: 0 is greedy.
+        top_k: -1 is off.
+        seed: None lets the worker draw one; noise depends on (seed, choice, position) alone.
+        n: number of choices. best_of: number generated, of which the n best are kept.
+        logprobs: None is off; k gives the chosen token's and the k best ones', raw distribution.
+        prompt_logprobs: the same for the prompt's tokens.
+        logit_bias: token id (as decimal text, JSON has no other keys) to bias.
+    """
+
+    n: Annotated[int, Field(ge=1, le=128)] = 1
+    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    min_tokens: Annotated[int, Field(ge=0)] = 0
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=-1)] = -1
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    length_penalty: Annotated[float, Field(ge=-10, le=10)] = 1.0
+    use_beam_search: bool = False
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        default_factory=dict, max_length=1024
+    )
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
+        default_factory=list, max_length=64
+    )
+    stop_token_ids: TokenIds = Field(default_factory=list, max_length=1024)
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+
+class GenerateRequest(_Wire):
+    """One prompt to generate from. Exactly one of `messages`, `prompt`, `prompt_ids` is given.
+
+    Attributes:
+        request_id: unique per attempt; shows in logs of every tier.
+        messages: OpenAI messages, rendered by the worker's template; control tokens that a user
+            typed in them stay text.
+        prompt: a rendered prompt: special tokens in it are special tokens.
+        add_special_tokens: whether `prompt` gets the tokenizer's BOS (and the like).
+        conv_stops: add the conversation template's own stop strings and ids (set for chat).
+        echo: send a `Prompt` event with the prompt's text.
+        deadline_s: seconds from arrival after which the request fails with `deadline_exceeded`.
+        cache_salt: seeds the prefix cache, so tenants do not see each other's timing.
+        priority: lower is served first.
+        instance_id, digest: fencing; when given and not the worker's own, `wrong_instance`.
+    """
+
+    request_id: Annotated[str, Field(min_length=1, max_length=256)]
+    model: str
+    messages: list[dict[str, Any]] | None = None
+    prompt: str | None = None
+    prompt_ids: TokenIds | None = None
+    add_special_tokens: bool = True
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    conv_stops: bool = False
+    sampling: SamplingParams = Field(default_factory=SamplingParams)
+    echo: bool = False
+    deadline_s: Annotated[float, Field(gt=0)] | None = None
+    cache_salt: str = ""
+    priority: int = 0
+    instance_id: str | None = None
+    digest: str | None = None
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        given = [x for x in (self.messages, self.prompt, self.prompt_ids) if x is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of messages, prompt, prompt_ids")
+        return self
+
+
+class EmbedRequest(_Wire):
+    """Texts or token ids to embed.
+
+    Attributes:
+        inputs: each a text or token ids.
+        dimensions: keep the first so many, then normalise again; None keeps all.
+    """
+
+    request_id: Annotated[str, Field(min_length=1, max_length=256)]
+    model: str
+    inputs: list[str | TokenIds] = Field(min_length=1, max_length=2048)
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    instance_id: str | None = None
+    digest: str | None = None
+
+
+class EmbedResponse(_Wire):
+    """One vector an input: little-endian float32, base64. `prompt_tokens` counts all inputs."""
+
+    embeddings_b64: list[str]
+    dimensions: int
+    prompt_tokens: int
+
+
+class TokenizeRequest(_Wire):
+    """A rendered prompt (or messages) to count; `model` names which of the worker's models."""
+
+    model: str
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    add_special_tokens: bool = True
+
+
+class TokenizeResponse(_Wire):
+    """Token ids of the prompt as the engine would see it, and the model's context length."""
+
+    ids: TokenIds
+    context_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One token with its log probability (natural log, raw distribution).
+
+    `token` is its text, `bytes` its UTF-8 bytes (a token may be part of a character), `top` the
+    most probable alternatives at this position, best first. `logprob` is None for the first
+    token of a prompt.
+    """
+
+    id: int
+    token: str
+    bytes: list[int]
+    logprob: float | None
+    top: list[TokenLogprob] = field(default_factory=list)
+
+    @classmethod
+    def from_wire(cls, fields: Mapping[str, Any]) -> TokenLogprob:
+        return cls(
+            fields["id"],
+            fields["token"],
+            fields["bytes"],
+            fields["logprob"],
+            [cls.from_wire(top) for top in fields["top"]],
+        )
+
+
+def _logprobs(fields: Mapping[str, Any]) -> list[TokenLogprob] | None:
+    found = fields.get("logprobs")
+    return None if found is None else [TokenLogprob.from_wire(one) for one in found]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Admitted: the prompt is tokenized, fits, and will be served by this instance."""
+
+    kind: ClassVar[str] = "started"
+    prompt_tokens: int
+    instance_id: str
+    digest: str
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The prompt's own text, ids and log probabilities: with `echo` or `prompt_logprobs` only."""
+
+    kind: ClassVar[str] = "prompt"
+    ids: list[int]
+    text: str
+    logprobs: list[TokenLogprob] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """New tokens of one choice.
+
+    Attributes:
+        index: which choice, 0..n-1.
+        pos: position of `ids[0]` in the choice's completion; the gateway requires no gap.
+        ids: new token ids; may be empty when only held-back text or the finish comes.
+        text: new text; may be empty while text is held back (stop strings, partial characters).
+        logprobs: one an id, when asked for.
+        finish_reason: set on the choice's last delta.
+        stop_reason: the stop string or stop token id that ended it, when one did.
+    """
+
+    kind: ClassVar[str] = "delta"
+    index: int
+    pos: int
+    ids: list[int]
+    text: str
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Terminal: all choices finished. The prompt counts once; completions sum over choices."""
+
+    kind: ClassVar[str] = "done"
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Terminal: no answer, or none further."""
+
+    kind: ClassVar[str] = "failed"
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+
+    @classmethod
+    def of(cls, error: TriremeError) -> Failed:
+        return cls(**error.to_wire())
+
+    def error(self) -> TriremeError:
+        return TriremeError.from_wire(
+            {
+                "code": self.code,
+                "message": self.message,
+                "param": self.param,
+                "retry_after_s": self.retry_after_s,
+            }
+        )
+
+
+Event: TypeAlias = Started | Prompt | Delta | Done | Failed
+
+_KINDS: dict[str, type[Started | Prompt | Delta | Done | Failed]] = {
+    cls.kind: cls for cls in (Started, Prompt, Delta, Done, Failed)
+}
+
+
+def encode_event(event: Event) -> bytes:
+    """One line of the wire, newline included."""
+    fields = {name: getattr(event, name) for name in event.__dataclass_fields__ if name != "kind"}
+    return to_json({"kind": event.kind, **fields}) + b"\n"
+
+
+def decode_event(line: bytes) -> Event:
+    """Read one line.
+
+    Raises:
+        ValueError: when the line is no event.
+    """
+    fields = from_json(line)
+    try:
+        cls = _KINDS[fields.pop("kind")]
+        if "logprobs" in fields:
+            fields["logprobs"] = _logprobs(fields)
+        return cls(**fields)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"not an event: {line[:200]!r}") from error

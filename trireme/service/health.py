@@ -1,0 +1,53 @@
+"""The health routes that every tier answers without authentication."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from protocol import __version__
+
+HEALTH_PATHS = frozenset(
+    {"/health", "/healthz", "/livez", "/readyz", "/ping", "/version", "/metrics"}
+)
+"""Paths that are open to everybody."""
+
+
+def health_router(
+    tier: str, not_ready: Callable[[], str | None], metrics: CollectorRegistry
+) -> APIRouter:
+    """Routes `/health`, `/healthz`, `/livez`, `/ping` (alive), `/readyz`, `/version`, `/metrics`.
+
+    Args:
+        tier: the tier's name, shown by `/version`.
+        not_ready: the reason why the tier cannot serve now, or None when it can; `/readyz`
+            answers 503 with the reason.
+        metrics: what `/metrics` shows, in Prometheus' text format.
+    """
+    router = APIRouter(tags=["health"])
+
+    def alive() -> dict[str, str]:
+        return {"status": "ok"}
+
+    for path in ("/health", "/healthz", "/livez", "/ping"):
+        router.add_api_route(path, alive, methods=["GET"])
+
+    @router.get("/readyz", responses={503: {"description": "not ready; `reason` says why"}})
+    def readyz() -> JSONResponse:
+        reason = not_ready()
+        if reason is None:
+            return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "not ready", "reason": reason}, status_code=503)
+
+    @router.get("/version")
+    def version() -> dict[str, str]:
+        return {"tier": tier, "version": __version__}
+
+    @router.get("/metrics")
+    def show_metrics() -> Response:
+        return Response(generate_latest(metrics), media_type=CONTENT_TYPE_LATEST)
+
+    return router

@@ -1,0 +1,106 @@
+"""Runs a tier's app under uvicorn: exit codes, TLS, a drain before the stop.
+
+SIGTERM or SIGINT calls `drain` (stop advertising, let running requests end), then uvicorn
+closes; a second signal stops at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+
+import uvicorn
+from fastapi import FastAPI
+
+from trireme.service.settings import EXIT_OK, EXIT_PORT, TierSettings
+
+log = logging.getLogger(__name__)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with a drain stage: the first signal starts it, the second one forces."""
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]] | None) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._draining: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        if self._loop is not None and self._drain is not None and self._draining is None:
+            self._loop.call_soon_threadsafe(self._begin_drain)
+            return
+        # the signal is not handed to uvicorn, which would raise it again after a clean stop
+        self.force_exit = self.should_exit or self._draining is not None
+        self.should_exit = True
+
+    def _begin_drain(self) -> None:
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._drain_then_exit())
+
+    async def _drain_then_exit(self) -> None:
+        assert self._drain is not None
+        try:
+            await self._drain()
+        except Exception:
+            log.exception("drain failed; stopping anyway")
+        self.should_exit = True
+
+
+def bind(settings: TierSettings, prog: str) -> socket.socket:
+    """The listening socket. A port that is taken ends the process with one line and code 4."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host.strip("[]"), settings.port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be bound ({error})"
+        sys.stderr.write(f"{prog}: port {settings.port} on {settings.host} {reason}\n")
+        raise SystemExit(EXIT_PORT) from error
+    listener.setblocking(False)
+    return listener
+
+
+def run(
+    app: FastAPI,
+    settings: TierSettings,
+    listener: socket.socket,
+    *,
+    drain: Callable[[], Awaitable[None]] | None = None,
+    grace_s: float = 30.0,
+) -> int:
+    """Serve `app` on `listener` until a signal; returns the exit code.
+
+    Args:
+        drain: awaited after the first SIGTERM or SIGINT while requests still run; it must be
+            bounded in time itself.
+        grace_s: seconds that running requests get after the drain before they are cut.
+    """
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(grace_s),
+        h11_max_incomplete_event_size=64 * 1024,
+        ssl_keyfile=str(settings.ssl_keyfile) if settings.ssl else None,
+        ssl_certfile=str(settings.ssl_certfile) if settings.ssl else None,
+    )
+    server = _Server(config, drain)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
+    return EXIT_OK if server.started else 1

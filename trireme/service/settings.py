@@ -1,0 +1,159 @@
+"""Settings of a tier: one frozen class is the only source of flag, environment name and help.
+
+Only a tier's `__main__` calls `load_settings`; everything behind it gets the finished object.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+EXIT_OK: Final = 0
+EXIT_BAD_ARGUMENTS: Final = 2
+EXIT_MODEL: Final = 3
+EXIT_PORT: Final = 4
+
+
+def _split(value: Any) -> Any:
+    """Lists come as JSON (`["a","b"]`) or separated by commas; the CLI wraps them once more."""
+    if isinstance(value, str):
+        text = value.strip()
+        items = json.loads(text) if text.startswith("[") else text.split(",")
+    else:
+        items = value
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise ValueError("give a list such as a,b or a JSON list of strings")
+    return tuple(item.strip() for item in items if item.strip())
+
+
+Strings = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+"""A list flag: `--flag a,b`, `--flag '["a","b"]'`, or the same in the environment."""
+
+
+def settings_config(tier: str) -> SettingsConfigDict:
+    """The pydantic-settings configuration of a tier's Settings class."""
+    return SettingsConfigDict(
+        env_prefix=f"TRIREME_{tier.upper()}_",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        cli_prog_name=f"python -m {tier}",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_exit_on_error=False,
+        cli_hide_none_type=True,
+        protected_namespaces=(),
+    )
+
+
+class TierSettings(BaseSettings):
+    """What all tiers take. A subclass sets `model_config = settings_config(<tier>)` and `port`."""
+
+    host: str = Field("127.0.0.1", description="address to bind")
+    port: int = Field(0, ge=0, le=65535, description="port to bind; 0 takes a free one")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe level that is logged"
+    )
+    log_format: Literal["text", "json"] = Field("text", description="how log lines are written")
+    ssl: bool = Field(False, description="serve HTTPS with SSL_KEYFILE and SSL_CERTFILE")
+    ssl_keyfile: Path | None = Field(None, description="TLS key (or env SSL_KEYFILE)")
+    ssl_certfile: Path | None = Field(None, description="TLS certificate (or env SSL_CERTFILE)")
+    cluster_token: str = Field(
+        "", description="secret shared by the tiers (or env TRIREME_CLUSTER_TOKEN)", repr=False
+    )
+    allow_unauthenticated: bool = Field(
+        False, description="bind a non-loopback address without a cluster token"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flag, then TRIREME_<TIER>_<FLAG>, then the names that all tiers share."""
+        shared = {
+            field: os.environ[name]
+            for field, name in (
+                ("ssl_keyfile", "SSL_KEYFILE"),
+                ("ssl_certfile", "SSL_CERTFILE"),
+                ("cluster_token", "TRIREME_CLUSTER_TOKEN"),
+            )
+            if os.environ.get(name)
+        }
+        return init_settings, env_settings, InitSettingsSource(settings_cls, shared)
+
+    @model_validator(mode="after")
+    def _tls_has_files(self) -> Self:
+        if not self.ssl:
+            return self
+        for name, path in (
+            ("SSL_KEYFILE", self.ssl_keyfile),
+            ("SSL_CERTFILE", self.ssl_certfile),
+        ):
+            if path is None:
+                raise ValueError(f"--ssl needs {name}")
+            if not path.is_file():
+                raise ValueError(f"{name}: no file at {path}")
+        return self
+
+    def require_token_off_loopback(self) -> None:
+        """For controller and worker: an open control port needs a token.
+
+        Raises:
+            ValueError: bound to an address that is not loopback, without a cluster token.
+        """
+        if self.cluster_token or self.allow_unauthenticated or is_loopback(self.host):
+            return
+        raise ValueError(
+            f"--host {self.host} is not loopback: set --cluster-token "
+            "(or TRIREME_CLUSTER_TOKEN), or say --allow-unauthenticated"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` names this machine only; an unknown name does not."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+_Settings = TypeVar("_Settings", bound=TierSettings)
+
+
+def load_settings(cls: type[_Settings], argv: Sequence[str] | None = None) -> _Settings:
+    """Settings from flags and environment; bad ones end the process with one line and code 2."""
+    try:
+        args = list(sys.argv[1:] if argv is None else argv)
+        return cls(_cli_parse_args=args)  # type: ignore[call-arg]  # a keyword of BaseSettings
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "".join(f"--{str(part).replace('_', '-')}: " for part in first["loc"][:1])
+        reason = first["msg"].removeprefix("Value error, ")
+        given = "" if first["type"] == "value_error" else f" (given {str(first['input'])[:80]!r})"
+        message = f"{flag}{reason}{given}"
+    except SettingsError as error:
+        message = str(error.__cause__ or error).removeprefix("error parsing CLI: ")
+    sys.stderr.write(f"{cls.model_config['cli_prog_name']}: {message}\n")
+    raise SystemExit(EXIT_BAD_ARGUMENTS)
