@@ -22,11 +22,29 @@ from trireme.service.settings import EXIT_OK, EXIT_PORT, TierSettings
 log = logging.getLogger(__name__)
 
 
+class ExitRequest:
+    """Lets code inside the app end its process with an exit code of its own."""
+
+    def __init__(self) -> None:
+        self.code: int | None = None
+
+    def ask(self, code: int) -> None:
+        """Stop serving and return `code`; the first call wins."""
+        if self.code is None:
+            self.code = code
+
+
 class _Server(uvicorn.Server):
     """uvicorn with a drain stage: the first signal starts it, the second one forces."""
 
-    def __init__(self, config: uvicorn.Config, drain: Callable[[], Awaitable[None]] | None) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        drain: Callable[[], Awaitable[None]] | None,
+        exit_request: ExitRequest,
+    ) -> None:
         super().__init__(config)
+        self._exit_request = exit_request
         self._drain = drain
         self._draining: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -34,6 +52,11 @@ class _Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._exit_request.code is not None:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: object) -> None:
         if self._loop is not None and self._drain is not None and self._draining is None:
@@ -80,6 +103,7 @@ def run(
     *,
     drain: Callable[[], Awaitable[None]] | None = None,
     grace_s: float = 30.0,
+    exit_request: ExitRequest | None = None,
 ) -> int:
     """Serve `app` on `listener` until a signal; returns the exit code.
 
@@ -87,6 +111,7 @@ def run(
         drain: awaited after the first SIGTERM or SIGINT while requests still run; it must be
             bounded in time itself.
         grace_s: seconds that running requests get after the drain before they are cut.
+        exit_request: how the app asks for an exit code of its own.
     """
     config = uvicorn.Config(
         app,
@@ -100,7 +125,10 @@ def run(
         ssl_keyfile=str(settings.ssl_keyfile) if settings.ssl else None,
         ssl_certfile=str(settings.ssl_certfile) if settings.ssl else None,
     )
-    server = _Server(config, drain)
+    exit_request = exit_request or ExitRequest()
+    server = _Server(config, drain, exit_request)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
+    if exit_request.code is not None:
+        return exit_request.code
     return EXIT_OK if server.started else 1

@@ -146,7 +146,7 @@ def load_settings(cls: type[_Settings], argv: Sequence[str] | None = None) -> _S
     """Settings from flags and environment; bad ones end the process with one line and code 2."""
     try:
         args = list(sys.argv[1:] if argv is None else argv)
-        return cls(_cli_parse_args=args)  # type: ignore[call-arg]  # a keyword of BaseSettings
+        return cls(_cli_parse_args=args)
     except ValidationError as error:
         first = error.errors()[0]
         flag = "".join(f"--{str(part).replace('_', '-')}: " for part in first["loc"][:1])

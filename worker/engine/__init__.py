@@ -1,0 +1,1 @@
+"""Engines behind one small interface, and the bookkeeping of the paged one. No torch here."""

@@ -1,0 +1,1 @@
+"""All that touches torch: loading, attention, KV cache, sampling, embeddings."""
