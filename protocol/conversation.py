@@ -16,10 +16,9 @@ import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from itertools import takewhile
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 
 class SeparatorStyle(IntEnum):
@@ -67,7 +66,7 @@ class Conversation:
     name: str
     system_template: str = "{system_message}"
     system_message: str = ""
-    roles: tuple[str, ...] = ("USER", "ASSISTANT")
+    roles: Annotated[tuple[str, ...], Field(min_length=2)] = ("USER", "ASSISTANT")
     messages: tuple[tuple[str, str | None], ...] = ()
     offset: int = 0
     sep_style: SeparatorStyle = SeparatorStyle.ADD_COLON_SINGLE
@@ -89,21 +88,8 @@ class Conversation:
         A style that the package lacks is lowered to one that it has. A template whose system part
         is optional then shows that part empty when a request has no system message.
         """
-        conv = _lowered(self)
-        stops = conv.stop_str
-        return {
-            "name": conv.name,
-            "system_template": conv.system_template,
-            "system_message": conv.system_message,
-            "roles": list(conv.roles),
-            "messages": [list(message) for message in conv.messages],
-            "offset": conv.offset,
-            "sep_style": int(conv.sep_style),
-            "sep": conv.sep,
-            "sep2": conv.sep2,
-            "stop_str": stops if stops is None or isinstance(stops, str) else list(stops),
-            "stop_token_ids": None if conv.stop_token_ids is None else list(conv.stop_token_ids),
-        }
+        wire: dict[str, Any] = _ADAPTER.dump_python(_lowered(self), mode="json")
+        return wire
 
     @classmethod
     def from_wire(cls, wire: Mapping[str, Any]) -> Conversation:
@@ -112,28 +98,44 @@ class Conversation:
         FastChat's main branch has other style integers than its last package. Its objects are
         told by the two fields that came with them.
         """
-        fields = _Wire.model_validate(wire)
-        try:
-            style = _style_of(fields.sep_style, main_branch=_MAIN_BRANCH_FIELDS <= wire.keys())
-        except ValueError:
-            raise ValueError(f"unknown separator style {fields.sep_style}") from None
-        stops = fields.stop_str
-        return cls(
-            name=fields.name,
-            system_template=fields.system_template,
-            system_message=fields.system_message,
-            roles=fields.roles,
-            messages=fields.messages,
-            offset=fields.offset,
-            sep_style=style,
-            sep="\n" if fields.sep is None else fields.sep,
-            sep2=fields.sep2,
-            stop_str=tuple(stops) if isinstance(stops, list) else stops,
-            stop_token_ids=fields.stop_token_ids,
-        )
+        known = {key: value for key, value in wire.items() if (key, value) != ("sep", None)}
+        if wire.keys() >= {"system_message_vision", "max_image_size_mb"}:
+            known["sep_style"] = _MAIN_BRANCH_STYLES.get(wire.get("sep_style"), 0)
+        return _ADAPTER.validate_python(known)
 
 
-# ---- the styles, as data ------------------------------------------------------------------------
+_ADAPTER = TypeAdapter(Conversation)
+
+# FastChat's main branch put LLAMA3 in before CHATGLM, and three styles after YUAN2.
+_STYLES = list(SeparatorStyle)
+_MAIN_BRANCH_STYLES: Mapping[Any, SeparatorStyle] = dict(
+    enumerate([*_STYLES[:7], SeparatorStyle.LLAMA3, *_STYLES[7:19], *_STYLES[20:23]], start=1)
+)
+
+
+def _lowered(conv: Conversation) -> Conversation:
+    """The nearest conversation whose style the fschat package has."""
+    if conv.sep_style <= SeparatorStyle.YUAN2:
+        return conv
+    if conv.sep_style is SeparatorStyle.CLLM:
+        return replace(conv, sep_style=SeparatorStyle.ADD_COLON_TWO)
+    if conv.sep_style is SeparatorStyle.DEFAULT:
+        return replace(conv, sep_style=SeparatorStyle.ADD_COLON_SINGLE, sep="\n")
+    style = _data().styles[conv.sep_style.name]
+    first, last = style.turns[0], style.turns[-1]
+    system = "" if style.system.when == "never" else conv.system_template
+    return replace(
+        conv,
+        sep_style=SeparatorStyle.NO_COLON_TWO,
+        system_template=style.start + system,
+        roles=tuple(first.before.format(role=role) for role in conv.roles),
+        messages=tuple((first.before.format(role=role), text) for role, text in conv.messages),
+        sep=first.after.format(sep=conv.sep),
+        sep2=last.after.format(sep=conv.sep, sep2=conv.sep2 or ""),
+    )
+
+
+# ---- rendering ----------------------------------------------------------------------------------
 
 
 class Turn(NamedTuple):
@@ -154,121 +156,245 @@ class System(NamedTuple):
     `filled`: when the system message is not empty; `shown`: when the filled-in template is not.
     """
 
-    when: Literal["always", "filled", "shown", "never"] = "always"
+    when: Literal["always", "filled", "shown", "never"]
     after: str = ""
     otherwise: str = ""
 
 
-def _as_is(text: str) -> str:
-    return text
+class Style(BaseModel):
+    """One separator style, a record in the data file; turns take theirs in rotation."""
 
-
-def _rwkv_text(text: str) -> str:
-    return text.replace("\r\n", "\n").replace("\n\n", "\n")
-
-
-def _yuan2_end(prompt: str, sep: str) -> str:
-    # FastChat strips characters here, not the string "<n>"; a prompt has to equal its prompt.
-    return prompt.rstrip("<n>") + sep
-
-
-def _no_end(prompt: str, sep: str) -> str:
-    return prompt
-
-
-@dataclass(frozen=True, slots=True)
-class Style:
-    """One separator style: turns take the records of `turns` by position, in rotation."""
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     system: System
     turns: tuple[Turn, ...]
     opening: Turn | None = None  # replaces the first turn's record
     start: str = ""
     keep_last: int = 0  # render only so many of the last messages; 0: all
-    text: Callable[[str], str] = _as_is
-    end: Callable[[str, str], str] = _no_end
-
-
-_COLON = Turn("{role}: ", "{sep}", "{role}:")
-_COLON_2 = Turn("{role}: ", "{sep2}", "{role}:")
-_BARE = Turn("{role}", "{sep}", "{role}")
-_BARE_2 = Turn("{role}", "{sep2}", "{role}")
-_LINE = Turn("{role}\n", "{sep}", "{role}\n")
-_COLON_LINE = Turn("{role}:\n", "{sep}", "{role}:\n")
-_LLAMA3_HEAD = "<|start_header_id|>{role}<|end_header_id|>\n\n"
-_GEMMA_HEAD = "<start_of_turn>{role}\n"
-
-STYLES: Mapping[SeparatorStyle, Style] = {
-    SeparatorStyle.ADD_COLON_SINGLE: Style(System("always", "{sep}"), (_COLON,)),
-    SeparatorStyle.ADD_COLON_TWO: Style(System("always", "{sep}"), (_COLON, _COLON_2)),
-    SeparatorStyle.ADD_COLON_SPACE_SINGLE: Style(
-        System("always", "{sep}"), (Turn("{role}: ", "{sep}", "{role}: "),)
-    ),
-    SeparatorStyle.NO_COLON_SINGLE: Style(System(), (_BARE,)),
-    SeparatorStyle.NO_COLON_TWO: Style(System(), (_BARE, _BARE_2)),
-    SeparatorStyle.ADD_NEW_LINE_SINGLE: Style(System("shown", "{sep}"), (_LINE,)),
-    SeparatorStyle.LLAMA2: Style(
-        System("filled", "", "[INST] "),
-        (Turn("{own} ", "{sep}", "{own}"), Turn("{own} ", "{sep2}", "{own}")),
-        opening=Turn("", " ", "{own}"),
-    ),
-    SeparatorStyle.CHATGLM: Style(
-        System("shown", "{sep}"),
-        (
-            Turn("[Round {round}]{sep}{role}：", "{sep}", "[Round {round}]{sep}{role}："),  # noqa: RUF001
-            Turn("{role}：", "{sep}", "{role}："),  # noqa: RUF001
-        ),
-    ),
-    SeparatorStyle.CHATML: Style(
-        System("shown", "{sep}\n"), (Turn("{role}\n", "{sep}\n", "{role}\n"),)
-    ),
-    SeparatorStyle.CHATINTERN: Style(
-        System(),
-        (
-            Turn("<s>{role}:", "{sep}\n", "<s>{role}:"),
-            Turn("{role}:", "{sep2}\n", "{role}:"),
-        ),
-    ),
-    SeparatorStyle.DOLLY: Style(
-        System(), (_COLON_LINE, Turn("{role}:\n", "{sep2}\n\n", "{role}:\n"))
-    ),
-    SeparatorStyle.RWKV: Style(System(), (Turn("{role}: ", "\n\n", "{role}:"),), text=_rwkv_text),
-    SeparatorStyle.PHOENIX: Style(System(), (Turn("{role}: <s>", "</s>", "{role}: <s>"),)),
-    SeparatorStyle.ROBIN: Style(System("always", "{sep}"), (_COLON_LINE,)),
-    SeparatorStyle.FALCON_CHAT: Style(System("filled", "{sep}"), (_COLON,)),
-    SeparatorStyle.CHATGLM3: Style(System("filled"), (Turn("{role}\n", "", "{role}"),)),
-    SeparatorStyle.DEEPSEEK_CHAT: Style(System(), (_COLON, _COLON_2)),
-    SeparatorStyle.METAMATH: Style(
-        System("shown", "{sep}"), (_COLON_LINE, Turn("{role}: {sep2}", "", "{role}: {sep2}"))
-    ),
-    SeparatorStyle.YUAN2: Style(System("filled", "{sep2}"), (Turn("", "<n>", ""),), end=_yuan2_end),
-    SeparatorStyle.LLAMA3: Style(
-        System("filled"),
-        (Turn(_LLAMA3_HEAD, "<|eot_id|>", _LLAMA3_HEAD),),
-        start="<|begin_of_text|>",
-        text=str.strip,
-    ),
-    SeparatorStyle.GEMMA: Style(
-        System("never"), (Turn(_GEMMA_HEAD, "{sep}", _GEMMA_HEAD),), start="<bos>"
-    ),
-    SeparatorStyle.CLLM: Style(System("always", "{sep}"), (_COLON, _COLON_2), keep_last=2),
-    SeparatorStyle.DEFAULT: Style(System("always", "\n"), (Turn("{role}: ", "\n", "{role}:"),)),
-    SeparatorStyle.OPTIONAL_SYSTEM: Style(System("filled"), (_BARE, _BARE_2)),
-}
+    strip: bool = False  # the messages
+    replace: tuple[tuple[str, str], ...] = ()  # in the messages
+    strip_end: str = ""  # characters, as FastChat does, though yuan2 means a string by it
+    end: str = ""
 
 
 def render(conversation: Conversation, *, open_last: bool = False) -> str:
-    """The prompt of a conversation.
+    """The prompt of a conversation; `open_last` leaves its last message open to be continued."""
+    conv, style = conversation, _data().styles[conversation.sep_style.name]
+    messages = conv.messages[-style.keep_last :] if style.keep_last else conv.messages
+    marks: dict[str, Any] = {"sep": conv.sep, "sep2": conv.sep2 or ""}
+    first_round = 1 if conv.name == "chatglm2" else 0
+    parts = [style.start, _system_part(conv, style.system, marks)]
+    for i, (role, message) in enumerate(messages):
+        turn = style.turns[i % len(style.turns)] if i or not style.opening else style.opening
+        marks |= {"role": role, "own": conv.roles[i % 2], "round": i // 2 + first_round}
+        if message:
+            text = _message(message, style)
+            parts += [turn.before.format_map(marks), text, turn.after.format_map(marks)]
+        else:
+            parts.append(turn.pending.format_map(marks))
+    if open_last and messages and messages[-1][1]:
+        return "".join(parts[:-1])
+    prompt = "".join(parts)
+    if style.strip_end:
+        prompt = prompt.rstrip(style.strip_end)
+    return prompt + style.end.format_map(marks)
 
-    Args:
-        open_last: leave the last message's turn open, for the model to go on with it.
-    """
-    conv, style = conversation, STYLES[conversation.sep_style]
-    marks = {"sep": conv.sep, "sep2": conv.sep2 or "", "role": "", "own": "", "round": 0}
-    parts = [style.start, _system_part(conv, style.system).format_map(marks)]
-    if style.system.when != "never" and parts[1] == _SHOWN:
-        parts[1] = ""
-    return "".join(parts)
+
+def _message(text: str, style: Style) -> str:
+    for old, new in style.replace:
+        text = text.replace(old, new)
+    return text.strip() if style.strip else text
+
+
+def _system_part(conv: Conversation, system: System, marks: Mapping[str, Any]) -> str:
+    if system.when == "never":
+        return ""
+    prompt = _fill(conv.system_template, conv.system_message)
+    shown = {"always": True, "filled": conv.system_message != "", "shown": prompt != ""}
+    return prompt + system.after.format_map(marks) if shown[system.when] else system.otherwise
+
+
+def _fill(template: str, message: str) -> str:
+    # What str.format does with one name. A template may come from a worker, so no attributes.
+    parts = string.Formatter().parse(template)
+    return "".join(text + (message if field is not None else "") for text, field, _, _ in parts)
 
 
 # ---- building and naming ------------------------------------------------------------------------
+
+
+def from_messages(
+    template: Conversation,
+    messages: Iterable[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+) -> Conversation:
+    """The template with OpenAI role messages appended, and a pending assistant turn by default.
+
+    The last system message replaces the template's own. Parts of a list content are joined by
+    a line break. Raises ValueError for another role, or for a part that is not text.
+    """
+    system, turns = template.system_message, list(template.messages)
+    for message in messages:
+        role, text = message.get("role"), _text(message.get("content"))
+        if role == "system":
+            system = text
+        elif role == "user":
+            turns.append((template.roles[0], text))
+        elif role == "assistant":
+            turns.append((template.roles[1], text))
+        else:
+            raise ValueError(
+                f"role {role!r} has no place in conversation template {template.name!r};"
+                " it takes system, user and assistant"
+            )
+    if add_generation_prompt:
+        turns.append((template.roles[1], None))
+    return replace(template, system_message=system, messages=tuple(turns))
+
+
+def _text(content: Any) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    for part in content:
+        if part.get("type") != "text":
+            raise ValueError(f"content part {part.get('type')!r} is not text")
+    return "\n".join(part["text"] for part in content)
+
+
+def names() -> tuple[str, ...]:
+    """The names of all templates, in the data file's order."""
+    return tuple(_data().templates)
+
+
+def named(name: str) -> Conversation:
+    """The template of that name; raises ValueError listing the nearest names if there is none."""
+    try:
+        return _data().templates[name]
+    except KeyError:
+        lower = {known.lower(): known for known in names()}
+        near = [lower[hit] for hit in difflib.get_close_matches(name.lower(), lower, 5, 0.5)]
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"no conversation template {name!r}{hint}") from None
+
+
+def plain() -> Conversation:
+    """The default for a model without a template: `User:` and `Assistant:` lines."""
+    return named("plain")
+
+
+class _Data(NamedTuple):
+    styles: Mapping[str, Style]
+    templates: Mapping[str, Conversation]
+
+
+@functools.cache
+def _data() -> _Data:
+    file = importlib.resources.files("protocol") / "conversations.json"
+    data = json.loads(file.read_bytes())
+    styles = {name: Style.model_validate(record) for name, record in data["styles"].items()}
+    return _Data(styles, {name: _template(name, **t) for name, t in data["templates"].items()})
+
+
+def _template(name: str, style: str, **fields: Any) -> Conversation:
+    return Conversation.from_wire({**fields, "name": name, "sep_style": SeparatorStyle[style]})
+
+
+# ---- finding the conversation that a Jinja template is ------------------------------------------
+
+_USER, _ANSWER, _AGAIN = "probe question 1", "probe answer 1", "probe question 2"
+_SYSTEM = "probe instruction"
+_TURNS = [
+    {"role": "user", "content": _USER},
+    {"role": "assistant", "content": _ANSWER},
+    {"role": "user", "content": _AGAIN},
+]
+_WITH_SYSTEM = {"role": "system", "content": _SYSTEM}
+_PROBES = (_TURNS[:1], _TURNS, [_WITH_SYSTEM, *_TURNS[:1]], [_WITH_SYSTEM, *_TURNS])
+_BOS = re.compile(r"<[^<>\s]+>|\[[A-Z]+\]")
+
+
+def match_by_probe(render_fn: Callable[[list[dict[str, str]]], str]) -> Conversation | None:
+    """The conversation that renders a few probes as `render_fn` does, or None.
+
+    A leading BOS token on one side only is no difference. The named templates come first (without
+    stop ids: those belong to one model's vocabulary); then one named `probed`, with the role marks
+    read off the renderings. If `render_fn` raises for system messages or folds them into the
+    user's turn, `probed` equals it without them, and shows them in front.
+    """
+    rendered = [_attempt(render_fn, probe) for probe in _PROBES]
+    if rendered[0] is None or rendered[1] is None:
+        return None
+    pairs = list(zip(_PROBES, rendered, strict=True))
+    for template in map(named, names()):
+        if all(_renders(template, probe, text) for probe, text in pairs):
+            return replace(template, stop_token_ids=None)
+    derived = _derive(rendered[0], rendered[1], rendered[2])
+    exact = derived and all(_renders(derived, probe, text) for probe, text in pairs[:2])
+    return derived if exact else None
+
+
+def _attempt(
+    render_fn: Callable[[list[dict[str, str]]], str], probe: Sequence[dict[str, str]]
+) -> str | None:
+    try:
+        return render_fn([dict(message) for message in probe])
+    except Exception:  # a template refuses with whatever its engine raises
+        return None
+
+
+def _renders(conv: Conversation, probe: Sequence[Mapping[str, str]], expected: str | None) -> bool:
+    if expected is None:
+        return True
+    actual = render(from_messages(conv, probe))
+    longer, shorter = sorted((actual, expected), key=len, reverse=True)
+    extra = longer.removesuffix(shorter)
+    return longer.endswith(shorter) and (not extra or _BOS.fullmatch(extra) is not None)
+
+
+def _derive(single: str, several: str, with_system: str | None) -> Conversation | None:
+    """Read role prefixes and suffixes off the renderings of the first three probes."""
+    start, query = _around(single, _USER)
+    again, turn, answered, end = _around(several, _USER, _ANSWER, _AGAIN)
+    if not (query and start == again and query == turn == end):
+        return None
+    user = _common_end(start, answered)
+    answer_end = answered.removesuffix(user)
+    user_end = _common_end(query[::-1], answer_end[::-1])[::-1]
+    head = start.removesuffix(user)
+    conv = Conversation(
+        name="probed",
+        system_template=_escaped(head) + "{system_message}",
+        roles=(user, query.removeprefix(user_end)),
+        sep_style=SeparatorStyle.NO_COLON_TWO,
+        sep=user_end,
+        sep2=answer_end,
+        stop_str=answer_end.strip() or user.strip() or None,
+    )
+    before, after, rest = _around(with_system or "", _SYSTEM, _USER)
+    if rest != query or not after.endswith(user):
+        return conv
+    after = after.removesuffix(user)
+    if head.startswith(before) and head.endswith(after) and len(head) >= len(before + after):
+        default = head[len(before) : len(head) - len(after)]
+    elif not head or _BOS.fullmatch(head):
+        before, default = before.removeprefix(head), ""
+        conv = replace(conv, sep_style=SeparatorStyle.OPTIONAL_SYSTEM)
+    else:
+        return conv
+    template = _escaped(before) + "{system_message}" + _escaped(after)
+    return replace(conv, system_template=template, system_message=default)
+
+
+def _around(text: str, *marks: str) -> list[str]:
+    """The text around the marks, in their order; empty strings if they do not occur so."""
+    parts = re.split("(" + "|".join(map(re.escape, marks)) + ")", text)
+    return parts[::2] if tuple(parts[1::2]) == marks else [""] * (len(marks) + 1)
+
+
+def _common_end(left: str, right: str) -> str:
+    return next(left[i:] for i in range(len(left) + 1) if right.endswith(left[i:]))
+
+
+def _escaped(literal: str) -> str:
+    return literal.replace("{", "{{").replace("}", "}}")
