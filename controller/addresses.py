@@ -1,0 +1,64 @@
+"""Which addresses a worker may register. No name is resolved here, and nothing is dialed."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from typing import Final
+from urllib.parse import urlsplit
+
+from protocol.errors import TriremeError, quoted
+from trireme.service.settings import is_loopback
+
+_BASE_URL: Final = re.compile(r"https?://[^\s/@?#\\]+\Z", re.ASCII)
+_NUMERIC_HOST: Final = re.compile(r"(0x[0-9a-f]+|[0-9]+)(\.(0x[0-9a-f]+|[0-9]+)){0,3}\Z")
+
+
+def check_address(address: str, param: str) -> None:
+    """Refuse a worker's address that is no plain base URL, or that no worker can have.
+
+    Raises:
+        TriremeError: `invalid_value`, naming the reason.
+    """
+    if not _BASE_URL.match(address):
+        raise _invalid(address, param, "is not http(s)://host:port without path or user")
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or port == 0:
+        raise _invalid(address, param, "has no valid host or port")
+    ip = _ip(host)
+    if ip is None:
+        return
+    if ip.is_link_local:
+        raise _invalid(address, param, "is link-local")
+    if ip.is_multicast or ip.is_unspecified or ip.is_reserved:
+        raise _invalid(address, param, "is no address that a gateway can reach; give another one")
+
+
+def is_loopback_url(address: str) -> bool:
+    """Whether a base URL names this machine only."""
+    return is_loopback(urlsplit(address).hostname or "")
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The IP address that `host` spells in any way a resolver takes (also 2852039166 or 0xa9.1)."""
+    try:
+        ip = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        if not _NUMERIC_HOST.match(host):
+            return None
+        try:
+            ip = ipaddress.IPv4Address(socket.inet_aton(host))
+        except OSError:
+            return None
+    return getattr(ip, "ipv4_mapped", None) or ip
+
+
+def _invalid(address: str, param: str, reason: str) -> TriremeError:
+    return TriremeError(
+        "invalid_value", f"The worker address {quoted(address)} {reason}.", param=param
+    )

@@ -1,0 +1,142 @@
+"""The controller's HTTP edge: token, body limits, parsing once, errors as JSON."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Final, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from protocol.errors import TriremeError, quoted
+from trireme.service.auth import TokenSet, bearer
+from trireme.service.health import HEALTH_PATHS
+
+log = logging.getLogger(__name__)
+
+MAX_CONTROL_BODY_BYTES: Final = 256 * 1024
+MAX_GENERATE_BODY_BYTES: Final = 4 * 1024 * 1024
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class TokenGuard:
+    """Answers 401 on every path but the health ones, before a body is read.
+
+    Args:
+        tokens: an empty set lets everybody in.
+    """
+
+    def __init__(self, app: ASGIApp, tokens: TokenSet) -> None:
+        self._app = app
+        self._tokens = tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = self._refusal(scope) if scope["type"] == "http" else None
+        if refused is None:
+            await self._app(scope, receive, send)
+        else:
+            await error_response(refused)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> TriremeError | None:
+        if scope["path"] in HEALTH_PATHS:
+            return None
+        header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        token = bearer(header.decode("utf-8", "surrogateescape"))
+        if self._tokens.accepts(token):
+            return None
+        if token is None:
+            return TriremeError("missing_api_key", "Give the cluster token as a bearer token.")
+        return TriremeError("invalid_api_key", "The cluster token is wrong.")
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        TriremeError: `request_too_large` as soon as it exceeds `max_bytes`.
+    """
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise TriremeError(
+                "request_too_large", f"The request body exceeds the limit of {max_bytes} bytes."
+            )
+    return bytes(body)
+
+
+async def parse_body(request: Request, model: type[_Model]) -> _Model:
+    """A control request's body as `model`, whatever its content type says (as FastChat reads it).
+
+    Raises:
+        TriremeError: `request_too_large`, or what `parse` raises.
+    """
+    return parse(await read_body(request, MAX_CONTROL_BODY_BYTES), model)
+
+
+def parse(body: bytes, model: type[_Model]) -> _Model:
+    """JSON as `model`.
+
+    Raises:
+        TriremeError: `invalid_body` for what is no JSON object, `missing_required_parameter` or
+            `invalid_value` for a field at fault.
+    """
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    param = ".".join(str(part) for part in first["loc"]) or None
+    if param is None:
+        raise TriremeError("invalid_body", f"The body is not a valid object: {first['msg']}.")
+    if first["type"] == "missing":
+        raise TriremeError("missing_required_parameter", f"{param} is required.", param=param)
+    message = f"{param}: {first['msg']} (given {quoted(first['input'])})."
+    raise TriremeError("invalid_value", message, param=param)
+
+
+def error_response(error: TriremeError) -> JSONResponse:
+    """An error as `{"error": {code, message, param, retry_after_s}}` with its true status."""
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if error.spec.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(
+        {"error": error.to_wire()}, status_code=error.spec.status, headers=headers or None
+    )
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Render every failure of a route as `error_response` does."""
+
+    @app.exception_handler(TriremeError)
+    async def known(_request: Request, error: TriremeError) -> JSONResponse:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_parameter(_request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        param = str(first["loc"][-1])
+        message = f"{param}: {first['msg']} (given {quoted(first['input'])})."
+        return error_response(TriremeError("invalid_value", message, param=param))
+
+    @app.exception_handler(HTTPException)
+    async def no_route(_request: Request, error: HTTPException) -> JSONResponse:
+        if error.status_code == 405:
+            known_error = TriremeError("method_not_supported", "The route has no such method.")
+        elif error.status_code == 404:
+            known_error = TriremeError("unknown_url", "There is no such route.")
+        else:
+            known_error = TriremeError("invalid_request", str(error.detail))
+        return error_response(known_error)
+
+    @app.exception_handler(Exception)
+    async def unexpected(_request: Request, error: Exception) -> JSONResponse:
+        log.error("request failed", exc_info=error)
+        return error_response(TriremeError("internal_error", "The controller failed; see its log."))

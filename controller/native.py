@@ -1,0 +1,109 @@
+"""Native fleet routes, as `protocol/fleet.py` documents them, and one for people.
+
+GET /fleet/workers   what `GET /fleet` says of each worker, with its ages in seconds
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi.responses import JSONResponse
+
+from controller.addresses import check_address
+from controller.edge import parse_body
+from controller.fleet import Fleet
+from controller.registry import Entry
+from protocol.errors import TriremeError
+from protocol.fleet import HeartbeatAnswer, WorkerRecord
+
+InstanceId = Annotated[str, Path(min_length=1, max_length=256)]
+
+
+def native_router(fleet: Fleet) -> APIRouter:
+    """PUT and DELETE of worker records, the snapshot with long poll."""
+    router = APIRouter(tags=["fleet"])
+
+    @router.put("/fleet/workers/{instance_id}", response_model=HeartbeatAnswer)
+    async def put_worker(instance_id: InstanceId, request: Request) -> JSONResponse:
+        record = await parse_body(request, WorkerRecord)
+        if record.instance_id != instance_id:
+            raise TriremeError(
+                "invalid_value",
+                "instance_id in the body is not the one in the path.",
+                param="instance_id",
+            )
+        if record.wire != "native":
+            raise TriremeError(
+                "invalid_value", "FastChat workers register by /register_worker.", param="wire"
+            )
+        check_address(record.address, "address")
+        verdict = fleet.put(record, peer_of(request))
+        answer = HeartbeatAnswer(
+            accepted=verdict.accepted,
+            stale=verdict.outcome == "stale",
+            incarnation=verdict.incarnation,
+            lease_ms=round(verdict.lease_s * 1000),
+        )
+        status = 409 if verdict.outcome == "conflict" else 200
+        return JSONResponse(answer.model_dump(), status_code=status)
+
+    @router.delete("/fleet/workers/{instance_id}", status_code=204)
+    async def delete_worker(instance_id: InstanceId) -> Response:
+        fleet.leave(instance_id)
+        return Response(status_code=204)
+
+    @router.get("/fleet")
+    async def snapshot(
+        request: Request,
+        after: Annotated[int, Query(ge=0)] = 0,
+        epoch: Annotated[str, Query(max_length=128)] = "",
+        wait_s: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0.0,
+    ) -> Response:
+        if epoch == fleet.epoch:
+            await _wait_while_connected(fleet, request, after, wait_s)
+        return Response(fleet.feed.rendered(), media_type="application/json")
+
+    @router.get("/fleet/workers")
+    async def workers() -> JSONResponse:
+        now = fleet.clock()
+        listed = [_listed(entry, now) for entry in fleet.registry.entries]
+        return JSONResponse({"complete": fleet.registry.complete, "workers": listed})
+
+    return router
+
+
+def peer_of(request: Request) -> str:
+    """The address that a request comes from; empty when unknown."""
+    return request.client.host if request.client else ""
+
+
+def _listed(entry: Entry, now: float) -> dict[str, object]:
+    left_s = None if entry.lease_s is None else round(max(0.0, entry.expires_at - now), 3)
+    return {
+        **entry.record.model_dump(mode="json"),
+        "known_s": round(now - entry.joined_at, 3),
+        "heard_s": round(now - entry.heard_at, 3),
+        "lease_left_s": left_s,
+        "held": entry.held,
+    }
+
+
+async def _wait_while_connected(fleet: Fleet, request: Request, after: int, wait_s: float) -> None:
+    """Wait for a change, but no longer than the caller does."""
+    poll = asyncio.create_task(fleet.feed.wait_after(after, wait_s))
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((poll, gone), return_when=asyncio.FIRST_COMPLETED)
+        if poll.done():
+            poll.result()
+    finally:
+        for task in (poll, gone):
+            task.cancel()
+        await asyncio.gather(poll, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
