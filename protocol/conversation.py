@@ -135,9 +135,6 @@ def _lowered(conv: Conversation) -> Conversation:
     )
 
 
-# ---- rendering ----------------------------------------------------------------------------------
-
-
 class Turn(NamedTuple):
     """What stands before and after a message, and what a turn without a message renders as.
 
@@ -220,9 +217,6 @@ def _fill(template: str, message: str) -> str:
     return "".join(text + (message if field is not None else "") for text, field, _, _ in parts)
 
 
-# ---- building and naming ------------------------------------------------------------------------
-
-
 def from_messages(
     template: Conversation,
     messages: Iterable[Mapping[str, Any]],
@@ -300,8 +294,7 @@ def _template(name: str, style: str, **fields: Any) -> Conversation:
     return Conversation.from_wire({**fields, "name": name, "sep_style": SeparatorStyle[style]})
 
 
-# ---- finding the conversation that a Jinja template is ------------------------------------------
-
+# What `match_by_probe` renders.
 _USER, _ANSWER, _AGAIN = "probe question 1", "probe answer 1", "probe question 2"
 _SYSTEM = "probe instruction"
 _TURNS = [
@@ -358,9 +351,12 @@ def _derive(single: str, several: str, with_system: str | None) -> Conversation 
     again, turn, answered, end = _around(several, _USER, _ANSWER, _AGAIN)
     if not (query and start == again and query == turn == end):
         return None
+    before, after, rest = _around(with_system or "", _SYSTEM, _USER)
     user = _common_end(start, answered)
+    if user != start:  # behind a default system part, which may end as an answer ends
+        user = max(_tails(user)[::-1], key=lambda tail: len(_common_start(tail, before))) or user
     answer_end = answered.removesuffix(user)
-    user_end = _common_end(query[::-1], answer_end[::-1])[::-1]
+    user_end = _common_start(query, answer_end)
     head = start.removesuffix(user)
     conv = Conversation(
         name="probed",
@@ -371,7 +367,6 @@ def _derive(single: str, several: str, with_system: str | None) -> Conversation 
         sep2=answer_end,
         stop_str=answer_end.strip() or user.strip() or None,
     )
-    before, after, rest = _around(with_system or "", _SYSTEM, _USER)
     if rest != query or not after.endswith(user):
         return conv
     after = after.removesuffix(user)
@@ -392,8 +387,16 @@ def _around(text: str, *marks: str) -> list[str]:
     return parts[::2] if tuple(parts[1::2]) == marks else [""] * (len(marks) + 1)
 
 
+def _tails(text: str) -> list[str]:
+    return [text[i:] for i in range(len(text) + 1)]
+
+
 def _common_end(left: str, right: str) -> str:
-    return next(left[i:] for i in range(len(left) + 1) if right.endswith(left[i:]))
+    return next(tail for tail in _tails(left) if right.endswith(tail))
+
+
+def _common_start(left: str, right: str) -> str:
+    return _common_end(left[::-1], right[::-1])[::-1]
 
 
 def _escaped(literal: str) -> str:

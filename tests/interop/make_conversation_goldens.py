@@ -23,10 +23,12 @@ TARGET = Path(__file__).parents[1] / "protocol" / "conversation_goldens.json.gz"
 
 USER = "Name a colour,\r\n\r\nplease: {red} or <n>green?"
 ANSWER = " Green.\n\nIt is calm. "
-TURNS = [["user", USER], ["assistant", ANSWER], ["user", "Why?"], ["assistant", "It is."]]
-SYSTEM = ["system", "Be {brief}."]
+Turns = list[list[str | None]]
 
-CONVERSATIONS: dict[str, list[list[str | None]]] = {
+TURNS: Turns = [["user", USER], ["assistant", ANSWER], ["user", "Why?"], ["assistant", "It is."]]
+SYSTEM: list[str | None] = ["system", "Be {brief}."]
+
+CONVERSATIONS: dict[str, Turns] = {
     "one turn": [TURNS[0], ["assistant", None]],
     "two turns": [*TURNS[:3], ["assistant", None]],
     "three turns": [*TURNS, ["user", "Then go on"], ["assistant", None]],
@@ -40,7 +42,7 @@ CONVERSATIONS: dict[str, list[list[str | None]]] = {
 }
 
 
-def prompt(name: str, turns: list[list[str | None]]) -> str:
+def prompt(name: str, turns: Turns) -> str:
     """The prompt as fschat's gateway builds it."""
     conv = get_conv_template(name)
     for role, text in turns:

@@ -267,6 +267,15 @@ def test_an_unnamed_template_is_read_off_its_renderings(template: str) -> None:
         assert rendered(found, said) == jinja(template)(said)
 
 
+@pytest.mark.parametrize("template", [QWEN, "<s>" + QWEN, CHATML.replace("system", "sys")])
+def test_a_derived_template_has_the_marks_where_a_reader_sees_them(template: str) -> None:
+    found = match_by_probe(jinja(template))
+    assert found is not None
+    assert found.roles == ("<|im_start|>user\n", "<|im_start|>assistant\n")
+    assert found.sep == found.sep2 == "<|im_end|>\n"
+    assert found.stops == ("<|im_end|>",)
+
+
 def test_an_optional_system_part_is_sent_as_one_that_is_always_there() -> None:
     template = CHATML.replace("im_", "turn_")
     found = match_by_probe(jinja(template))
