@@ -35,7 +35,7 @@ def check_address(address: str, param: str) -> None:
         return
     if ip.is_link_local:
         raise _invalid(address, param, "is link-local")
-    if ip.is_multicast or ip.is_unspecified or ip.is_reserved:
+    if ip.is_multicast or ip.is_unspecified:
         raise _invalid(address, param, "is no address that a gateway can reach; give another one")
 
 

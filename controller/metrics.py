@@ -79,7 +79,7 @@ class _Gauges(Collector):
             (
                 "warming",
                 "1 until a started controller knows its fleet.",
-                not self._registry.complete,
+                warming,
             ),
             ("polls_waiting", "Gateways that wait for a change.", self._feed.waiting),
             ("fleet_version", "Grows with every change of the fleet.", self._registry.version),

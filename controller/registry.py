@@ -231,7 +231,7 @@ class Registry:
         gap = now - self._swept_at
         self._swept_at = now
         if gap > 2 * self._sweep_every_s:
-            self._extend(gap - self._sweep_every_s, now)
+            self._extend(gap, now)
         if self._warm_at is not None and now >= self._warm_at:
             self._warm_at = None
             self._changed()

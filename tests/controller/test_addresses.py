@@ -1,0 +1,71 @@
+"""Which addresses a worker may register."""
+
+from __future__ import annotations
+
+import pytest
+
+from controller.addresses import check_address, is_loopback_url
+from protocol.errors import TriremeError
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://localhost:21002",
+        "http://127.0.0.1:21002",
+        "https://worker-0.example.org",
+        "http://10.1.2.3:80",
+        "http://[::1]:21002",
+        "http://worker_1:21002",
+    ],
+)
+def test_a_plain_base_url_is_taken(address: str) -> None:
+    check_address(address, "address")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "ftp://h:1",
+        "http://user@h:1",
+        "http://h:1/path",
+        "http://h:1?x=1",
+        "http://h\n:1",
+        "http://h:1\n",
+        "http://h\\@other:1",
+        "http://:80",
+        "http://h:99999",
+        "http://h:0",
+        "http://[::1",
+        "http://169.254.169.254",
+        "http://2852039166",
+        "http://0xa9fea9fe",
+        "http://0251.254.169.254",
+        "http://169.254.43518",
+        "http://[fe80::1]:1",
+        "http://[fe80::1%25eth0]:1",
+        "http://[::ffff:169.254.169.254]:80",
+        "http://0.0.0.0:21002",
+        "http://[::]:21002",
+        "http://224.0.0.1",
+    ],
+)
+def test_anything_else_is_refused_by_name(address: str) -> None:
+    with pytest.raises(TriremeError) as caught:
+        check_address(address, "address")
+    assert caught.value.code == "invalid_value"
+    assert caught.value.param == "address"
+
+
+@pytest.mark.parametrize(
+    ("address", "local"),
+    [
+        ("http://localhost:1", True),
+        ("http://127.8.8.8:1", True),
+        ("http://[::1]:1", True),
+        ("http://localhost.example.org:1", False),
+        ("http://10.0.0.1:1", False),
+    ],
+)
+def test_loopback_is_told_from_the_rest(address: str, local: bool) -> None:
+    assert is_loopback_url(address) is local
