@@ -1,8 +1,7 @@
 """FastChat's notion of a conversation: its fields, separator styles and named templates.
 
-Owns how role messages become one prompt string by a template that is data, and that data's wire
-form (`/worker_get_conv_template`). Knows nothing of tokenizers, Jinja or HTTP, and does no I/O
-but reading its own data file.
+Owns how role messages become one prompt by a template that is data, and that data's wire form
+(`/worker_get_conv_template`). Knows no tokenizer, no Jinja, no HTTP; reads its data file only.
 """
 
 from __future__ import annotations
@@ -238,10 +237,7 @@ def from_messages(
         elif role == "assistant":
             turns.append((template.roles[1], text))
         else:
-            raise ValueError(
-                f"role {role!r} has no place in conversation template {template.name!r};"
-                " it takes system, user and assistant"
-            )
+            raise ValueError(f"role {role!r} has no place in template {template.name!r}")
     if add_generation_prompt:
         turns.append((template.roles[1], None))
     return replace(template, system_message=system, messages=tuple(turns))
