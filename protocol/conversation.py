@@ -87,8 +87,7 @@ class Conversation:
         A style that the package lacks is lowered to one that it has. A template whose system part
         is optional then shows that part empty when a request has no system message.
         """
-        wire: dict[str, Any] = _ADAPTER.dump_python(_lowered(self), mode="json")
-        return wire
+        return dict(_ADAPTER.dump_python(_lowered(self), mode="json"))
 
     @classmethod
     def from_wire(cls, wire: Mapping[str, Any]) -> Conversation:
@@ -100,7 +99,9 @@ class Conversation:
         known = {key: value for key, value in wire.items() if (key, value) != ("sep", None)}
         if wire.keys() >= {"system_message_vision", "max_image_size_mb"}:
             known["sep_style"] = _MAIN_BRANCH_STYLES.get(wire.get("sep_style"), 0)
-        return _ADAPTER.validate_python(known)
+        conv = _ADAPTER.validate_python(known)
+        _fill(conv.system_template, "")  # a template that cannot be filled is refused here
+        return conv
 
 
 _ADAPTER = TypeAdapter(Conversation)
@@ -316,11 +317,10 @@ def match_by_probe(render_fn: Callable[[list[dict[str, str]]], str]) -> Conversa
         return None
     pairs = list(zip(_PROBES, rendered, strict=True))
     for template in map(named, names()):
-        if all(_renders(template, probe, text) for probe, text in pairs):
+        if all(_renders(template, *pair) for pair in pairs):
             return replace(template, stop_token_ids=None)
     derived = _derive(rendered[0], rendered[1], rendered[2])
-    exact = derived and all(_renders(derived, probe, text) for probe, text in pairs[:2])
-    return derived if exact else None
+    return derived if derived and all(_renders(derived, *pair) for pair in pairs[:2]) else None
 
 
 def _attempt(

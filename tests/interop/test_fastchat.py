@@ -10,6 +10,7 @@ import json
 import math
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -121,6 +122,23 @@ def test_a_stop_string_ends_the_text(pair: tuple[Server, str]) -> None:
     answer = chat(*pair, QUESTION, stop=[stop])
     assert said(answer) == whole[: whole.index(stop)]
     assert answer["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_prompt_longer_than_the_context_is_refused(pair: tuple[Server, str]) -> None:
+    gateway, model = pair
+    body = {"model": model, "messages": [{"role": "user", "content": "!" * 3000}], "max_tokens": 8}
+    answer = httpx.post(gateway.url + "/v1/chat/completions", json=body, timeout=120)
+    assert answer.status_code == 400
+    assert "2048" in answer.text
+
+
+def test_requests_at_the_same_time_keep_to_their_own_text(pair: tuple[Server, str]) -> None:
+    questions = [[{"role": "user", "content": f"{word}?"}] for word in ("Why", "How", "Who", "a")]
+    one_by_one = [said(chat(*pair, question)) for question in questions]
+    with ThreadPoolExecutor(len(questions)) as pool:
+        together = list(pool.map(lambda question: said(chat(*pair, question)), questions))
+    assert together == one_by_one
+    assert len(set(together)) == len(questions)
 
 
 def test_embeddings_are_unit_vectors_of_the_same_size(pair: tuple[Server, str]) -> None:

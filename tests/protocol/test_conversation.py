@@ -11,6 +11,8 @@ from typing import Any
 
 import jinja2.sandbox
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from protocol.conversation import (
     Conversation,
@@ -130,6 +132,52 @@ def test_the_styles_of_fastchats_main_branch_are_told_by_its_newer_fields() -> N
 def test_an_object_that_is_no_conversation_is_a_value_error(wire: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="Conversation"):
         Conversation.from_wire(wire)
+
+
+@pytest.mark.parametrize("template", ["{system_message", "}", "{system_message!}"])
+def test_a_template_from_the_wire_that_cannot_be_filled_is_refused(template: str) -> None:
+    wire = {"name": "x", "sep_style": 4, "system_template": template}
+    with pytest.raises(ValueError, match=r"'[{}!]'|field name|conversion"):
+        Conversation.from_wire(wire)
+
+
+TEXT = st.text(alphabet="ab {}<n>\r\n|:", max_size=8)
+PACKAGED = [style for style in SeparatorStyle if style <= SeparatorStyle.YUAN2]
+
+
+@given(
+    style=st.sampled_from(PACKAGED),
+    system=TEXT,
+    roles=st.tuples(TEXT, TEXT),
+    texts=st.lists(st.none() | TEXT, max_size=5),
+    sep=TEXT,
+    sep2=st.none() | TEXT,
+    stops=st.none() | TEXT | st.lists(TEXT).map(tuple),
+)
+def test_any_conversation_survives_the_wire(
+    style: SeparatorStyle,
+    system: str,
+    roles: tuple[str, str],
+    texts: list[str | None],
+    sep: str,
+    sep2: str | None,
+    stops: str | tuple[str, ...] | None,
+) -> None:
+    messages = tuple((roles[i % 2], text) for i, text in enumerate(texts))
+    conv = Conversation(
+        name="x",
+        system_message=system,
+        roles=roles,
+        messages=messages,
+        sep_style=style,
+        sep=sep,
+        sep2=sep2,
+        stop_str=stops,
+        stop_token_ids=(1, 2),
+    )
+    again = Conversation.from_wire(json.loads(json.dumps(conv.to_wire())))
+    assert again == conv
+    assert render(again) == render(conv)
 
 
 def test_a_template_from_the_wire_cannot_reach_attributes() -> None:
