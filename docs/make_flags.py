@@ -1,0 +1,120 @@
+"""Writes the tables of flags in docs/operations.md from the tiers' Settings classes.
+
+`python docs/make_flags.py` writes them, `--check` fails when they are not what it would write.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from trireme.service.settings import TierSettings
+
+PAGE = Path(__file__).with_name("operations.md")
+SECTION = re.compile(r"(<!-- flags: (\w+) -->\n)(.*?)(<!-- end of flags -->)", re.DOTALL)
+TIERS = ("controller", "worker", "gateway")
+SHARED_ENV = {
+    "ssl_keyfile": "SSL_KEYFILE",
+    "ssl_certfile": "SSL_CERTFILE",
+    "cluster_token": "TRIREME_CLUSTER_TOKEN",
+}
+
+
+def settings_of(tier: str) -> type[TierSettings]:
+    """The Settings class that `tier`'s config module defines."""
+    module = importlib.import_module(f"{tier}.config")
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, TierSettings)
+        and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        raise LookupError(f"{tier}.config defines {len(found)} Settings classes, not one")
+    return found[0]
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The values of a Literal, wherever it stands in the annotation."""
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    return [value for part in get_args(annotation) for value in _choices(part)]
+
+
+def _limits(field: FieldInfo) -> str:
+    bounds = {
+        word: limit
+        for part in field.metadata
+        for name, word in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below"))
+        if (limit := getattr(part, name, None)) is not None
+    }
+    if "at least" in bounds and "at most" in bounds:
+        return f"{bounds['at least']} to {bounds['at most']}"
+    return ", ".join(f"{word} {limit}" for word, limit in bounds.items())
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if value is None or value == "" or value == ():
+        return ""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        value = ",".join(map(str, value))
+    return f"`{value}`"
+
+
+def row(name: str, field: FieldInfo, env: str) -> str:
+    """One line of a table: flag, environment, default, meaning."""
+    meaning = field.description or ""
+    if choices := _choices(field.annotation):
+        meaning += f" ({', '.join(f'`{choice}`' for choice in choices)})"
+    elif limits := _limits(field):
+        meaning += f" ({limits})"
+    cells = (f"`{flag(name)}`", f"`{env}`", _default(field), meaning)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def table(section: str) -> str:
+    """The table of a tier's own flags, or with `shared` of those that all tiers take."""
+    lines = "| Flag | Environment | Default | Meaning |\n|---|---|---|---|\n"
+    if section == "shared":
+        for name, field in TierSettings.model_fields.items():
+            if name != "port":
+                env = SHARED_ENV.get(name, f"TRIREME_<TIER>_{name.upper()}")
+                lines += row(name, field, env)
+        return lines
+    for name, field in settings_of(section).model_fields.items():
+        if name == "port" or name not in TierSettings.model_fields:
+            lines += row(name, field, f"TRIREME_{section.upper()}_{name.upper()}")
+    return lines
+
+
+def render(page: str) -> str:
+    """The page with every table made anew."""
+    return SECTION.sub(lambda part: part[1] + "\n" + table(part[2]) + "\n" + part[4], page)
+
+
+def main() -> int:
+    page = PAGE.read_text()
+    made = render(page)
+    if sys.argv[1:] == ["--check"]:
+        if made != page:
+            print(f"{PAGE.name}: the tables of flags are out of date: run make fmt")
+        return int(made != page)
+    PAGE.write_text(made)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""docs/operations.md says what the code says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from protocol.errors import TAXONOMY
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/operations.md", "docs/api.md"]
+
+
+def test_the_tables_of_flags_are_those_of_the_settings() -> None:
+    done = subprocess.run(
+        [sys.executable, "docs/make_flags.py", "--check"],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def shell_lines(page: str) -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    return [line.strip() for line in joined.splitlines() if line.strip()]
+
+
+def tier_commands() -> list[tuple[str, str]]:
+    """(page, command line) of each tier that a page starts."""
+    return [
+        (page, line)
+        for page in PAGES
+        for line in shell_lines(page)
+        if re.match(r"(\S+=\S+ )*(trireme-|python -m (controller|worker|gateway))", line)
+    ]
+
+
+@pytest.mark.parametrize(("page", "line"), tier_commands())
+def test_a_command_in_the_pages_has_only_flags_that_exist(page: str, line: str) -> None:
+    words = shlex.split(line, comments=True)
+    found = re.search(r"(?:trireme-|python -m )(controller|worker|gateway)", line)
+    assert found is not None
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import make_flags
+    finally:
+        sys.path.pop(0)
+    known = {make_flags.flag(name) for name in make_flags.settings_of(found[1]).model_fields}
+    used = {word.partition("=")[0] for word in words if word.startswith("--")}
+    assert used <= known
+
+
+def test_every_error_code_that_the_page_names_exists() -> None:
+    text = (ROOT / "docs/operations.md").read_text()
+    named = set(re.findall(r"^\| [45]\d\d `(\w+)`", text, flags=re.MULTILINE))
+    assert named
+    assert named <= set(TAXONOMY)
