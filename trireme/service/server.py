@@ -13,6 +13,7 @@ import logging
 import socket
 import sys
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,6 +21,9 @@ from fastapi import FastAPI
 from trireme.service.settings import EXIT_OK, EXIT_PORT, TierSettings
 
 log = logging.getLogger(__name__)
+
+HANG_UP_S: Final = 0.3
+"""Seconds between looks for connections that are closed on our side only."""
 
 
 class ExitRequest:
@@ -52,6 +56,26 @@ class _Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        hang_up = asyncio.create_task(self._hang_up())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            hang_up.cancel()
+
+    async def _hang_up(self) -> None:
+        """Do not wait for peers to say goodbye.
+
+        A TLS connection that is closed waits for the peer's close_notify, and an idle client of a
+        pool does not answer for 30 s. What is written has left when the buffer is empty.
+        """
+        while True:
+            await asyncio.sleep(HANG_UP_S)
+            for connection in list(self.server_state.connections):
+                transport: asyncio.WriteTransport = connection.transport
+                if transport.is_closing() and transport.get_write_buffer_size() == 0:
+                    transport.abort()
 
     async def on_tick(self, counter: int) -> bool:
         if self._exit_request.code is not None:
