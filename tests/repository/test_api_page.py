@@ -1,0 +1,75 @@
+"""docs/api.md names every field, route and error code that the code knows, and no other route."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controller.app import create_app as create_controller
+from controller.config import ControllerSettings
+from gateway.app import create_app as create_gateway
+from gateway.config import GatewaySettings
+from protocol import fastchat, openai
+from protocol.errors import TAXONOMY
+
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text()
+WORDS = set(re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)))
+WORDS |= {word for words in WORDS for word in re.split(r"[\s.]+", words)}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        openai.ChatCompletionRequest,
+        openai.ChatMessage,
+        openai.CompletionRequest,
+        openai.EmbeddingsRequest,
+        openai.StreamOptions,
+        openai.TokenCheckRequest,
+        openai.ModelCard,
+        fastchat.RegisterWorker,
+        fastchat.WorkerStatus,
+    ],
+)
+def test_every_field_is_described(model: Any) -> None:
+    unnamed = set(model.model_fields) - WORDS - {"prompts"}
+    assert unnamed == set()
+
+
+def test_every_error_code_is_described() -> None:
+    assert {code for code, spec in TAXONOMY.items() if spec.public} - WORDS == set()
+
+
+def test_an_error_code_stands_beside_its_own_status() -> None:
+    wrong = []
+    for line in re.findall(r"^\| \d\d\d \|.*$", TEXT, flags=re.MULTILINE):
+        status, codes, numbers = (cell.strip() for cell in line.split("|")[1:4])
+        for code in re.findall(r"`(\w+)`", codes):
+            spec = TAXONOMY[code]
+            if str(spec.status) != status or str(int(spec.number)) not in numbers:
+                wrong.append(code)
+    assert wrong == []
+
+
+def documented(heading: str) -> set[str]:
+    section = TEXT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    paths = re.findall(r"`(/[^`\s]+)`", section)
+    return {re.sub(r"\{[^}]*\}", "{}", path) for path in paths}
+
+
+def served(app: Any) -> set[str]:
+    return {re.sub(r"\{[^}]*\}", "{}", path) for path in app.openapi()["paths"]}
+
+
+HEALTH = {"/health", "/healthz", "/livez", "/ping", "/readyz", "/version", "/metrics"}
+
+
+def test_the_routes_of_the_gateway_are_those_of_the_page() -> None:
+    assert served(create_gateway(GatewaySettings())) == documented("Gateway")
+
+
+def test_the_routes_of_the_controller_are_those_of_the_page() -> None:
+    assert served(create_controller(ControllerSettings())) - HEALTH == documented("Controller")
