@@ -1,0 +1,113 @@
+"""The engine process: reads messages from a socket, steps the core, writes outputs back.
+
+A reader thread fills the inbox; the main thread owns the core. When the HTTP process is gone the
+socket ends and this process ends with it, in the middle of a step too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from worker.engine import pipe
+from worker.engine.config import EngineConfig
+from worker.engine.engine import JobFailed
+from worker.engine.protocol import ModelLoadError, PromptOutput, StepOutput
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """`python -m worker.engine.child FD CONFIG-JSON`: run until the socket closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the HTTP process decides when to stop
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s engine %(message)s")
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    config = TypeAdapter(EngineConfig).validate_json(sys.argv[2])
+    inbox: queue.SimpleQueue[pipe.Submit | pipe.Abort | pipe.Embed] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(channel, inbox), daemon=True).start()
+    try:
+        built = _build(config, channel)
+    except ModelLoadError as error:
+        channel.sendall(pipe.encode(pipe.LoadFailed(" ".join(str(error).split()))))
+        return
+    channel.sendall(pipe.encode(pipe.Ready(built.info, built.core.load())))
+    _serve(built, channel, inbox)
+
+
+def _build(config: EngineConfig, channel: socket.socket) -> Any:
+    def report(text: str) -> None:
+        channel.sendall(pipe.encode(pipe.Progress(text)))
+
+    report("importing torch")
+    from worker.model.build import build
+
+    return build(config, report, num_threads=usable_cpus())
+
+
+def _serve(built: Any, channel: socket.socket, inbox: queue.SimpleQueue[Any]) -> None:
+    """The step loop: take what came in, step, send what came out; wait when there is no work."""
+    core = built.core
+    while True:
+        while not core.has_work or not inbox.empty():
+            answer = _handle(built, inbox.get())
+            if answer is not None:
+                channel.sendall(pipe.encode(answer))
+        outputs = core.step()
+        step = pipe.Step(core.load())
+        for job_id, output in outputs:
+            match output:
+                case StepOutput():
+                    step.tokens.append((job_id, output))
+                case PromptOutput():
+                    step.prompts.append((job_id, output))
+                case JobFailed():
+                    step.failures.append((job_id, output))
+        channel.sendall(pipe.encode(step))
+
+
+def _handle(built: Any, message: Any) -> pipe.Step | pipe.Embedded | None:
+    match message:
+        case pipe.Submit():
+            built.core.submit(message.job)
+        case pipe.Abort():
+            built.core.abort(message.job_id, message.index)
+            return pipe.Step(built.core.load())
+        case pipe.Embed():
+            try:
+                return pipe.Embedded(message.call_id, built.embed(message.inputs))
+            except Exception as error:
+                log.exception("embedding failed")
+                return pipe.Embedded(message.call_id, [], type(error).__name__)
+    return None
+
+
+def _read(channel: socket.socket, inbox: queue.SimpleQueue[Any]) -> None:
+    with channel.makefile("rb") as lines:
+        for line in lines:
+            inbox.put(pipe.decode_to_engine(line))
+    os._exit(0)
+
+
+def usable_cpus() -> int:
+    """Cores that this process may use: its affinity, and the cgroup's quota where one is set."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.is_file():
+        limit, _, period = quota.read_text().strip().partition(" ")
+        if limit != "max" and period:
+            cores = min(cores or 1, max(1, int(limit) // int(period)))
+    return max(1, cores or 1)
+
+
+if __name__ == "__main__":
+    main()

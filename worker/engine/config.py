@@ -1,0 +1,41 @@
+"""What the engine process is told: which model, where, how large."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Arguments of the engine process; None lets it choose.
+
+    Attributes:
+        engine: `paged` or `generate`.
+        model_path: a folder or a hub id. revision: of the hub.
+        dtype: auto, float32, float16, bfloat16. device: auto, cpu, cuda, cuda:1, ...
+        num_gpus: devices that the model is spread over. gpus: CUDA_VISIBLE_DEVICES.
+        max_gpu_memory: a device's share for weights, such as `13GiB`.
+        load_8bit: int8 weights. cpu_offloading: layers that do not fit stay in main memory.
+        max_model_len: tokens; at most the model's own context length.
+        max_batch_tokens: tokens computed in a step.
+        kv_cache_gb: size of the KV pool in GiB.
+        max_running: sequences in the batch.
+        seed: seeds the engine's own choices.
+    """
+
+    engine: str = "paged"
+    model_path: str
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    num_gpus: int = 1
+    gpus: str | None = None
+    max_gpu_memory: str | None = None
+    load_8bit: bool = False
+    cpu_offloading: bool = False
+    trust_remote_code: bool = False
+    max_model_len: int | None = None
+    max_batch_tokens: int | None = None
+    kv_cache_gb: float | None = None
+    max_running: int | None = None
+    seed: int | None = None

@@ -1,0 +1,99 @@
+"""The wire between the worker's HTTP process and its engine process: typed messages as JSON lines.
+
+One step's outputs travel in one message. No pickle, no tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, TypeAdapter
+from pydantic_core import to_json
+
+from worker.engine.engine import JobFailed
+from worker.engine.protocol import EngineInfo, EngineLoad, Job, PromptOutput, StepOutput
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    job: Job
+    kind: Literal["submit"] = "submit"
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    job_id: str
+    index: int | None = None
+    kind: Literal["abort"] = "abort"
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    call_id: int
+    inputs: list[list[int]]
+    kind: Literal["embed"] = "embed"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    text: str
+    kind: Literal["progress"] = "progress"
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    info: EngineInfo
+    load: EngineLoad
+    kind: Literal["ready"] = "ready"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    reason: str
+    kind: Literal["load_failed"] = "load_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step yielded: lists of (job id, output), by kind of output, and the load after it."""
+
+    load: EngineLoad
+    tokens: list[tuple[str, StepOutput]] = field(default_factory=list)
+    prompts: list[tuple[str, PromptOutput]] = field(default_factory=list)
+    failures: list[tuple[str, JobFailed]] = field(default_factory=list)
+    kind: Literal["step"] = "step"
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The answer to `Embed`: vectors, or an error text."""
+
+    call_id: int
+    vectors: list[list[float]]
+    error: str = ""
+    kind: Literal["embedded"] = "embedded"
+
+
+ToEngine: TypeAlias = Annotated[Submit | Abort | Embed, Field(discriminator="kind")]
+FromEngine: TypeAlias = Annotated[
+    Progress | Ready | LoadFailed | Step | Embedded, Field(discriminator="kind")
+]
+
+_TO_ENGINE: TypeAdapter[Submit | Abort | Embed] = TypeAdapter(ToEngine)
+_FROM_ENGINE: TypeAdapter[Progress | Ready | LoadFailed | Step | Embedded] = TypeAdapter(FromEngine)
+
+
+def encode(message: ToEngine | FromEngine) -> bytes:
+    """One line, newline included."""
+    return to_json(message) + b"\n"
+
+
+def decode_to_engine(line: bytes) -> Submit | Abort | Embed:
+    """Read a line that the HTTP process sent; `ValidationError` when it is none."""
+    return _TO_ENGINE.validate_json(line)
+
+
+def decode_from_engine(line: bytes) -> Progress | Ready | LoadFailed | Step | Embedded:
+    """Read a line that the engine process sent; `ValidationError` when it is none."""
+    return _FROM_ENGINE.validate_json(line)

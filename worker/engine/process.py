@@ -1,0 +1,237 @@
+"""The HTTP process's end of the engine process: an `Engine` that speaks to `child.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import socket
+import sys
+from collections.abc import AsyncGenerator
+
+from pydantic import ValidationError
+from pydantic_core import to_json
+
+from protocol.errors import TriremeError
+from worker.engine import pipe
+from worker.engine.config import EngineConfig
+from worker.engine.engine import JobFailed
+from worker.engine.protocol import (
+    EngineInfo,
+    EngineLoad,
+    Job,
+    ModelLoadError,
+    PromptOutput,
+    StepOutput,
+)
+
+__all__ = ["EngineConfig", "EngineProcess"]
+
+log = logging.getLogger(__name__)
+
+_LINE_LIMIT = 256 * 1024 * 1024
+
+
+class EngineProcess:
+    """An engine in a process of its own, which dies with this one.
+
+    Args:
+        config: which model, where, how large.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._progress = "starting the engine process"
+        self._info: EngineInfo | None = None
+        self._load = EngineLoad()
+        self._jobs: dict[str, asyncio.Queue[PromptOutput | StepOutput | JobFailed]] = {}
+        self._embeds: dict[int, asyncio.Future[list[list[float]]]] = {}
+        self._call_ids = itertools.count()
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._dead: asyncio.Future[str] | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        """Valid once `start` has returned."""
+        if self._info is None:
+            raise RuntimeError("the engine is not ready")
+        return self._info
+
+    @property
+    def progress(self) -> str:
+        """How far loading is, for people; empty once ready."""
+        return self._progress
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the engine, None before the start."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Start the process, load and warm up.
+
+        Raises:
+            ModelLoadError: with a one-line reason.
+        """
+        self._dead = asyncio.get_running_loop().create_future()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "worker.engine.child",
+                str(theirs.fileno()),
+                to_json(self._config).decode(),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+            )
+        reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=_LINE_LIMIT)
+        try:
+            await self._wait_ready(reader)
+        except BaseException:
+            await self.close()
+            raise
+        self._reading = asyncio.create_task(self._read(reader))
+
+    async def wait_dead(self) -> str:
+        """Returns a reason when the process has ended."""
+        assert self._dead is not None, "not started"
+        return await asyncio.shield(self._dead)
+
+    async def submit(self, job: Job) -> AsyncGenerator[PromptOutput | StepOutput, None]:
+        """Outputs of a job until each choice has its `finish`; closing aborts what still runs."""
+        self._require_alive()
+        outputs: asyncio.Queue[PromptOutput | StepOutput | JobFailed] = asyncio.Queue()
+        self._jobs[job.job_id] = outputs
+        left = set(range(job.n))
+        try:
+            self._send(pipe.Submit(job))
+            while left:
+                output = await outputs.get()
+                if isinstance(output, JobFailed):
+                    left.clear()
+                    raise TriremeError(output.code, output.message)
+                if isinstance(output, StepOutput):
+                    if output.index not in left:
+                        continue
+                    if output.finish:
+                        left.discard(output.index)
+                yield output
+        finally:
+            del self._jobs[job.job_id]
+            if left:
+                self._send(pipe.Abort(job.job_id))
+
+    def abort(self, job_id: str, index: int) -> None:
+        """End one choice early; no further output comes for it."""
+        outputs = self._jobs.get(job_id)
+        if outputs is not None:
+            self._send(pipe.Abort(job_id, index))
+
+    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+        """Mean of the last hidden state over tokens, one vector an input, unnormalised."""
+        self._require_alive()
+        call_id = next(self._call_ids)
+        answer: asyncio.Future[list[list[float]]] = asyncio.get_running_loop().create_future()
+        self._embeds[call_id] = answer
+        try:
+            self._send(pipe.Embed(call_id, inputs))
+            return await answer
+        finally:
+            del self._embeds[call_id]
+
+    def load(self) -> EngineLoad:
+        """The load as last reported."""
+        return self._load
+
+    async def close(self) -> None:
+        """End the process at once; running jobs fail with `engine_dead`."""
+        if self._reading is not None:
+            self._reading.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._reading
+        if self._writer is not None:
+            self._writer.close()
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
+        self._die("the engine was stopped")
+
+    async def _wait_ready(self, reader: asyncio.StreamReader) -> None:
+        while line := await reader.readline():
+            message = pipe.decode_from_engine(line)
+            match message:
+                case pipe.Progress():
+                    self._progress = message.text
+                case pipe.LoadFailed():
+                    raise ModelLoadError(message.reason)
+                case pipe.Ready():
+                    self._info, self._load, self._progress = message.info, message.load, ""
+                    return
+                case _:
+                    raise ModelLoadError(f"unexpected {message.kind} from the engine process")
+        assert self._process is not None
+        code = await self._process.wait()
+        raise ModelLoadError(f"the engine process ended while loading ({_ending(code)})")
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        """Hand each message to whom it belongs, until the process ends."""
+        reason = ""
+        try:
+            while line := await reader.readline():
+                self._dispatch(pipe.decode_from_engine(line))
+        except (ValidationError, ConnectionError, ValueError) as error:
+            reason = f"the engine process sent nonsense: {type(error).__name__}"
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        code = await self._process.wait()
+        self._die(reason or f"the engine process ended ({_ending(code)})")
+
+    def _dispatch(self, message: object) -> None:
+        match message:
+            case pipe.Step():
+                self._load = message.load
+                outputs: list[tuple[str, PromptOutput | StepOutput | JobFailed]] = [
+                    *message.prompts,
+                    *message.tokens,
+                    *message.failures,
+                ]
+                for job_id, output in outputs:
+                    if job_id in self._jobs:
+                        self._jobs[job_id].put_nowait(output)
+            case pipe.Embedded():
+                answer = self._embeds.get(message.call_id)
+                if answer is not None and not answer.done():
+                    if message.error:
+                        answer.set_exception(
+                            TriremeError("internal_error", f"embedding failed: {message.error}")
+                        )
+                    else:
+                        answer.set_result(message.vectors)
+
+    def _send(self, message: pipe.ToEngine) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(pipe.encode(message))
+
+    def _require_alive(self) -> None:
+        if self._info is None or self._dead is None or self._dead.done():
+            raise TriremeError("engine_dead", "the engine is not running")
+
+    def _die(self, reason: str) -> None:
+        if self._dead is None or self._dead.done():
+            return
+        self._dead.set_result(reason)
+        for outputs in self._jobs.values():
+            outputs.put_nowait(JobFailed("engine_dead", reason))
+        for answer in self._embeds.values():
+            if not answer.done():
+                answer.set_exception(TriremeError("engine_dead", reason))
+
+
+def _ending(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,161 @@
+"""Decides what the next step computes. Pure: no clock, no torch, no I/O.
+
+Continuous batching: sequences join and leave at every step. One token budget a step is spent on
+decodes first and then on prefills, cut into chunks (Sarathi-Serve), so a long prompt does not
+stall those that stream. When blocks run out the youngest sequence gives its blocks back and is
+recomputed later (vLLM's preemption by recomputation).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+from worker.engine.blocks import BlockPool
+from worker.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """`num_new` tokens of a sequence to compute in this step, from `seq.num_computed` on."""
+
+    seq: Sequence
+    num_new: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the step reaches the sequence's last token, so that a new one is sampled."""
+        return self.num_new == self.seq.num_pending
+
+
+class Scheduler:
+    """The waiting queue and the running batch.
+
+    Args:
+        pool: where blocks come from.
+        max_running: most sequences in the batch.
+        max_batch_tokens: most tokens computed in a step.
+    """
+
+    def __init__(self, pool: BlockPool, *, max_running: int, max_batch_tokens: int) -> None:
+        self._pool = pool
+        self._max_running = max_running
+        self._max_batch_tokens = max_batch_tokens
+        self._waiting: list[tuple[int, int, int, Sequence]] = []
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would have anything to do, now or after a release."""
+        return bool(self.running or self._waiting)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences in the queue."""
+        return len(self._waiting)
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Tokens to prefill of the sequences in the queue."""
+        return sum(entry[-1].num_pending for entry in self._waiting)
+
+    def add(self, seq: Sequence) -> None:
+        """Queue a sequence: by priority, then in order of arrival."""
+        heapq.heappush(self._waiting, (seq.priority, seq.arrival, seq.index, seq))
+
+    def remove(self, seqs: Iterable[Sequence]) -> None:
+        """Take sequences out, wherever they are, and free their blocks."""
+        gone = {id(seq) for seq in seqs}
+        if not gone:
+            return
+        for seq in [seq for seq in self.running if id(seq) in gone]:
+            self._pool.release(seq)
+        self.running = [seq for seq in self.running if id(seq) not in gone]
+        kept = [entry for entry in self._waiting if id(entry[-1]) not in gone]
+        if len(kept) != len(self._waiting):
+            heapq.heapify(kept)
+            self._waiting = kept
+
+    def expired(self, now_s: float) -> list[Sequence]:
+        """Sequences whose deadline has passed, running or waiting."""
+        everyone = [*self.running, *(entry[-1] for entry in self._waiting)]
+        return [seq for seq in everyone if seq.deadline is not None and seq.deadline <= now_s]
+
+    def schedule(self) -> list[Scheduled]:
+        """The next step's work: decodes, then running prefills, then admissions."""
+        budget = self._max_batch_tokens
+        batch: list[Scheduled] = []
+        by_age = sorted(self.running, key=lambda seq: (seq.num_pending > 1, _age(seq)))
+        for seq in by_age:
+            if budget == 0:
+                break
+            if not seq.block_table:
+                continue  # preempted in this very step
+            num_new = min(seq.num_pending, budget)
+            if not self._make_room(seq, seq.num_computed + num_new, batch):
+                continue
+            self._pool.grow(seq, seq.num_computed + num_new)
+            batch.append(Scheduled(seq, num_new))
+            budget -= num_new
+        self._admit(budget, batch)
+        return batch
+
+    def update(self, batch: SequenceOf[Scheduled], sampled: SequenceOf[int | None]) -> None:
+        """Take a step's result: one token id a batch entry, None where none was sampled."""
+        for item, token_id in zip(batch, sampled, strict=True):
+            seq = item.seq
+            seq.num_computed += item.num_new
+            self._pool.publish(seq)
+            if token_id is not None:
+                seq.append(token_id)
+        self.remove([item.seq for item in batch if item.seq.finish])
+
+    def _admit(self, budget: int, batch: list[Scheduled]) -> None:
+        while budget > 0 and self._waiting and len(self.running) < self._max_running:
+            seq = self._waiting[0][-1]
+            if _waits_for_leader(seq):
+                break
+            num_found = self._pool.match_prefix(seq)
+            if not self._pool.can_grow(seq, seq.num_tokens):
+                self._pool.release(seq)
+                break
+            heapq.heappop(self._waiting)
+            seq.num_computed = num_found
+            if seq.num_cached is None:
+                seq.num_cached = num_found
+            num_new = min(seq.num_pending, budget)
+            self._pool.grow(seq, seq.num_computed + num_new)
+            self.running.append(seq)
+            batch.append(Scheduled(seq, num_new))
+            budget -= num_new
+
+    def _make_room(self, seq: Sequence, num_tokens: int, batch: list[Scheduled]) -> bool:
+        """Preempt the youngest until `seq` can grow; False when `seq` itself was the youngest."""
+        while not self._pool.can_grow(seq, num_tokens):
+            victim = max(self.running, key=_age)
+            self._pool.release(victim)
+            self.running.remove(victim)
+            batch[:] = [item for item in batch if item.seq is not victim]
+            self.add(victim)
+            self.preemptions += 1
+            if victim is seq:
+                return False
+        return True
+
+
+def _age(seq: Sequence) -> tuple[int, int, int]:
+    return (seq.priority, seq.arrival, seq.index)
+
+
+def _waits_for_leader(seq: Sequence) -> bool:
+    """The other choices of a job start when the first one's prompt is in the prefix cache."""
+    leader = seq.leader
+    return (
+        leader is not None
+        and leader.finish is None
+        and bool(leader.block_table)
+        and leader.num_computed < leader.prompt_len
+    )

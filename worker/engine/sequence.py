@@ -1,0 +1,96 @@
+"""One sequence of tokens in the paged engine: a prompt and what has been generated from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from worker.engine.protocol import Finish, Job, RawLogprob, SequenceParams
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """State of one choice of a job.
+
+    Attributes:
+        token_ids: prompt and generated tokens.
+        num_computed: how many leading tokens have their keys and values in the pool.
+        block_table: ids of the blocks that hold them, in order.
+        num_hashed: how many leading blocks are published in the prefix cache.
+        block_hashes: hashes of the full blocks of `token_ids`, as far as computed.
+        num_cached: prompt tokens that came from the prefix cache at the first admission.
+        arrival: order of arrival; `deadline` is on the engine's clock, in seconds.
+        leader: the first choice of the same job; the others wait for its prefill to share it.
+        prompt_logprobs: gathered during the prefill, when asked for.
+        output_counts: how often each generated token occurs, for the penalties.
+    """
+
+    job_id: str
+    index: int
+    params: SequenceParams
+    token_ids: list[int]
+    prompt_len: int
+    priority: int
+    arrival: int
+    deadline: float | None
+    cache_salt: str
+    leader: Sequence | None
+    num_computed: int = 0
+    block_table: list[int] = field(default_factory=list)
+    num_hashed: int = 0
+    block_hashes: list[bytes] = field(default_factory=list)
+    num_cached: int | None = None
+    output_counts: Counter[int] = field(default_factory=Counter)
+    prompt_logprobs: list[RawLogprob] = field(default_factory=list)
+    finish: Finish | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and output."""
+        return len(self.token_ids)
+
+    @property
+    def num_output(self) -> int:
+        """Tokens generated so far."""
+        return len(self.token_ids) - self.prompt_len
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens whose keys and values are not yet computed; 1 in the decode phase."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether the prefill must yield logits of every prompt position."""
+        return self.params.prompt_logprobs is not None and self.index == 0
+
+    def append(self, token_id: int) -> None:
+        """Take a newly sampled token; decides whether the sequence is finished."""
+        self.token_ids.append(token_id)
+        self.output_counts[token_id] += 1
+        past_minimum = self.num_output >= self.params.min_tokens
+        if past_minimum and token_id in self.params.stop_token_ids:
+            self.finish = "stop"
+        elif self.num_output >= self.params.max_tokens:
+            self.finish = "length"
+
+
+def sequences_of(job: Job, arrival: int, now_s: float) -> list[Sequence]:
+    """The `n` sequences of a job; the first is the others' leader."""
+    made: list[Sequence] = []
+    for index in range(job.n):
+        made.append(
+            Sequence(
+                job_id=job.job_id,
+                index=index,
+                params=job.params,
+                token_ids=list(job.prompt_ids),
+                prompt_len=len(job.prompt_ids),
+                priority=job.priority,
+                arrival=arrival,
+                deadline=None if job.deadline_s is None else now_s + job.deadline_s,
+                cache_salt=job.cache_salt,
+                leader=made[0] if made else None,
+            )
+        )
+    return made

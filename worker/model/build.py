@@ -1,0 +1,176 @@
+"""Builds an engine's core from a loaded model: paged where that is proven right, else generate."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import psutil
+import torch
+
+from worker.engine.blocks import BlockPool
+from worker.engine.config import EngineConfig
+from worker.engine.engine import EngineCore
+from worker.engine.protocol import EngineInfo, ModelLoadError
+from worker.model.attention import PagedAttention, Span, UnsupportedAttention, supported_by_mask
+from worker.model.generate import GenerateCore
+from worker.model.kv_cache import KVCache
+from worker.model.loader import LoadedModel, load_model
+from worker.model.runner import ModelRunner
+
+log = logging.getLogger(__name__)
+
+BLOCK_SIZE: Final = 16
+_PROBE_TOKENS: Final = 12
+_GIB: Final = 1024**3
+
+Embed: TypeAlias = Callable[[list[list[int]]], list[list[float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A core that is ready to step, and what it says of itself."""
+
+    core: EngineCore | GenerateCore
+    embed: Embed
+    info: EngineInfo
+
+
+def build(config: EngineConfig, report: Callable[[str], None], *, num_threads: int) -> Built:
+    """Load the model and build its engine, on `num_threads` threads where it runs on the CPU.
+
+    Raises:
+        ModelLoadError: with a one-line reason.
+    """
+    torch.set_num_threads(num_threads)
+    if config.seed is not None:
+        torch.manual_seed(config.seed)
+    loaded = load_model(config, report)
+    report("warming up")
+    if config.engine == "paged" and loaded.kind == "causal":
+        own = loaded.model.config._attn_implementation
+        try:
+            return _paged(config, loaded)
+        except UnsupportedAttention as reason:
+            log.warning("the paged engine cannot run this model (%s): using generate", reason)
+            if loaded.model.config._attn_implementation != own:
+                loaded.model.set_attn_implementation(own)
+    core = GenerateCore(loaded)
+    return Built(
+        core, core.embed, _info("generate", loaded, capacity=1, generates=loaded.kind != "encoder")
+    )
+
+
+def _paged(config: EngineConfig, loaded: LoadedModel) -> Built:
+    attention = PagedAttention()
+    runner = ModelRunner(loaded.model, attention, loaded.device)
+    _probe(loaded, attention, runner)
+    on_cpu = loaded.device.type == "cpu"
+    max_running = config.max_running or (64 if on_cpu else 256)
+    num_blocks = _num_blocks(config, loaded, attention, max_running)
+    attention.cache = KVCache(attention.layers, num_blocks, BLOCK_SIZE)
+    context = min(loaded.context_length, num_blocks * BLOCK_SIZE)
+    if context < loaded.context_length:
+        log.warning("the KV pool holds %d tokens only: the context is cut to that", context)
+    core = EngineCore(
+        runner,
+        BlockPool(num_blocks, BLOCK_SIZE),
+        max_running=max_running,
+        max_batch_tokens=config.max_batch_tokens or (512 if on_cpu else 8192),
+    )
+    info = _info("paged", loaded, capacity=max_running, context=context, kv_blocks=num_blocks)
+    return Built(core, runner.embed, info)
+
+
+def _probe(loaded: LoadedModel, attention: PagedAttention, runner: ModelRunner) -> None:
+    """Run a short text whole, in chunks and by a decode step: all must agree with transformers.
+
+    It also finds the shape of each layer's keys and values.
+
+    Raises:
+        UnsupportedAttention: when the model does not run on the paged attention, or wrongly.
+    """
+    if not supported_by_mask(loaded.model.config):
+        raise UnsupportedAttention("its attention pattern is neither causal nor sliding")
+    tokens = [1 + (7 * at) % (loaded.vocab_size - 1) for at in range(_PROBE_TOKENS)]
+    with torch.inference_mode():
+        ids = torch.tensor([tokens], device=loaded.device)
+        expected = loaded.model(input_ids=ids, use_cache=False).logits[0].float()
+    try:
+        attention.install(loaded.model)
+        whole = runner.logits(tokens, [Span(0, _PROBE_TOKENS, ())], range(_PROBE_TOKENS))
+        _agree(expected, whole, loaded.dtype)
+        if not attention.layers:
+            raise UnsupportedAttention("it has no attention layers")
+        attention.cache = KVCache(attention.layers, 2, BLOCK_SIZE)
+        cuts = [0, 5, _PROBE_TOKENS - 1, _PROBE_TOKENS]
+        for start, end in itertools.pairwise(cuts):
+            span = Span(start, end - start, [1])
+            part = runner.logits(tokens[start:end], [span], range(end - start))
+            _agree(expected[start:end], part, loaded.dtype)
+    except UnsupportedAttention:
+        raise
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        raise UnsupportedAttention(f"{type(error).__name__}: {error}") from error
+
+
+def _agree(expected: torch.Tensor, found: torch.Tensor, dtype: torch.dtype) -> None:
+    off = (expected - found.float().to(expected.device)).abs().max().item()
+    limit = 1e-3 if dtype == torch.float32 else 0.08
+    if not off <= limit * max(1.0, expected.abs().max().item()):
+        raise UnsupportedAttention(f"its logits differ by {off:.3g} from transformers' own")
+
+
+def _num_blocks(
+    config: EngineConfig, loaded: LoadedModel, attention: PagedAttention, max_running: int
+) -> int:
+    """Blocks of the pool: as many as its memory holds, at most what a full batch can use."""
+    per_block = BLOCK_SIZE * sum(
+        shape.bytes_per_token(dtype) for shape, _device, dtype in attention.layers.values()
+    )
+    usable = -(-loaded.context_length // BLOCK_SIZE) * max_running
+    if config.kv_cache_gb is not None:
+        found = int(config.kv_cache_gb * _GIB) // per_block
+    elif loaded.device.type == "cuda":
+        free = sum(
+            torch.cuda.mem_get_info(device)[0]
+            for device in {device for _shape, device, _dtype in attention.layers.values()}
+        )
+        found = min(usable, int(0.85 * free) // per_block)
+    else:
+        found = min(
+            usable, int(min(0.3 * psutil.virtual_memory().available, 4 * _GIB)) // per_block
+        )
+    if found < 2:
+        raise ModelLoadError(
+            f"the KV pool would hold {found * BLOCK_SIZE} tokens only: give more memory to it "
+            "with --kv-cache-gb"
+        )
+    return found
+
+
+def _info(
+    engine: str,
+    loaded: LoadedModel,
+    *,
+    capacity: int,
+    context: int | None = None,
+    kv_blocks: int = 0,
+    generates: bool = True,
+) -> EngineInfo:
+    return EngineInfo(
+        engine=engine,
+        context_length=context or loaded.context_length,
+        eos_token_ids=loaded.eos_token_ids,
+        vocab_size=loaded.vocab_size,
+        capacity=capacity,
+        kv_blocks=kv_blocks,
+        block_size=BLOCK_SIZE if kv_blocks else 0,
+        generates=generates,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        device=str(loaded.device),
+        weights_digest=loaded.digest,
+    )

@@ -1,0 +1,251 @@
+"""The plain engine: transformers' own `generate`, one sequence at a time, token by token.
+
+For models that the paged engine cannot run: encoder-decoders, state-space models, attention of
+their own. `generate` runs in a thread; a logits processor hands each step's logits to our sampler
+and forces the token it chose, so every sampling parameter means the same as on the paged engine.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from worker.engine.engine import JobFailed, Output, RowResult, step_output
+from worker.engine.protocol import EngineLoad, Job, PromptOutput, RawLogprob
+from worker.engine.rates import Rate
+from worker.engine.sequence import Sequence, sequences_of
+from worker.model.loader import LoadedModel
+from worker.model.sampler import Choice, prompt_logprobs, sample
+
+_FAILED = "the model failed on this request"
+
+
+class GenerateCore:
+    """One sequence at a time over `model.generate`; same interface as the paged core.
+
+    Args:
+        loaded: the model; an encoder only embeds.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._loaded = loaded
+        self._clock = clock
+        self._waiting: list[tuple[int, int, int, Sequence]] = []
+        self._current: _Run | None = None
+        self._arrivals = 0
+        self._steps = 0
+        self._prompt_tokens = 0
+        self._generation_tokens = 0
+        self._decode_rate = Rate()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would have anything to do."""
+        return self._current is not None or bool(self._waiting)
+
+    def submit(self, job: Job) -> None:
+        """Queue a job."""
+        self._arrivals += 1
+        self._prompt_tokens += len(job.prompt_ids)
+        for seq in sequences_of(job, self._arrivals, self._clock()):
+            heapq.heappush(self._waiting, (seq.priority, seq.arrival, seq.index, seq))
+
+    def abort(self, job_id: str, index: int | None = None) -> None:
+        """End a job, or one choice of it; what is unknown or already ended is no error."""
+
+        def meant(seq: Sequence) -> bool:
+            return seq.job_id == job_id and index in (None, seq.index)
+
+        self._waiting = [entry for entry in self._waiting if not meant(entry[-1])]
+        heapq.heapify(self._waiting)
+        if self._current is not None and meant(self._current.seq):
+            self._end()
+
+    def step(self) -> list[tuple[str, Output]]:
+        """One token of the current sequence; outputs with the id of their job."""
+        self._steps += 1
+        outputs = self._drop_expired()
+        if self._current is None:
+            if not self._waiting:
+                return outputs
+            seq = heapq.heappop(self._waiting)[-1]
+            if seq.wants_prompt_logprobs:
+                outputs += self._score_prompt(seq)
+                if isinstance(outputs[-1][1], JobFailed):
+                    return outputs
+            self._current = _Run(self._loaded, seq)
+        run, started = self._current, self._clock()
+        choice = run.next()
+        if isinstance(choice, Exception):
+            return outputs + self._fail(run.seq, "internal_error", _FAILED)
+        if choice.token_id is None:
+            return outputs + self._fail(run.seq, "bad_logits", BAD_LOGITS)
+        run.seq.append(choice.token_id)
+        self._decode_rate.add(1, self._clock() - started)
+        self._generation_tokens += 1
+        outputs.append(
+            (run.seq.job_id, step_output(run.seq, RowResult(choice.token_id, choice.logprob)))
+        )
+        if run.seq.finish:
+            self._end()
+        return outputs
+
+    @torch.inference_mode()
+    def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+        """Mean over tokens of the (encoder's) last hidden state, float32, one input at a time."""
+        model = self._loaded.model
+        if self._loaded.kind == "seq2seq":
+            model = model.get_encoder()
+        elif self._loaded.kind == "causal":
+            model = model.base_model
+        found = []
+        for tokens in inputs:
+            ids = torch.tensor([tokens], device=self._loaded.device)
+            found.append(model(input_ids=ids).last_hidden_state[0].float().mean(0).tolist())
+        return found
+
+    def load(self) -> EngineLoad:
+        """The load now."""
+        return EngineLoad(
+            running=int(self._current is not None),
+            waiting=len(self._waiting),
+            waiting_tokens=sum(entry[-1].num_tokens for entry in self._waiting),
+            decode_tps=self._decode_rate.value,
+            step=self._steps,
+            busy=self.has_work,
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+        )
+
+    def _end(self) -> None:
+        if self._current is not None:
+            self._current.close()
+            self._current = None
+
+    def _fail(self, seq: Sequence, code: str, message: str) -> list[tuple[str, Output]]:
+        self._end()
+        self.abort(seq.job_id)
+        return [(seq.job_id, JobFailed(code, message))]
+
+    def _drop_expired(self) -> list[tuple[str, Output]]:
+        now = self._clock()
+        seqs = [entry[-1] for entry in self._waiting]
+        if self._current is not None:
+            seqs.append(self._current.seq)
+        late = dict.fromkeys(
+            seq.job_id for seq in seqs if seq.deadline is not None and seq.deadline <= now
+        )
+        for job_id in late:
+            self.abort(job_id)
+        reason = "the request's deadline passed before it was finished"
+        return [(job_id, JobFailed("deadline_exceeded", reason)) for job_id in late]
+
+    @torch.inference_mode()
+    def _score_prompt(self, seq: Sequence) -> list[tuple[str, Output]]:
+        if self._loaded.kind != "causal":
+            self.abort(seq.job_id)
+            reason = "log probabilities of the prompt do not exist for an encoder-decoder model"
+            return [(seq.job_id, JobFailed("unsupported_by_model", reason))]
+        ids = torch.tensor([seq.token_ids], device=self._loaded.device)
+        logits = self._loaded.model(input_ids=ids, use_cache=False).logits[0, :-1]
+        scored = (
+            prompt_logprobs(logits, seq.token_ids[1:], seq.params.prompt_logprobs or 0)
+            if seq.prompt_len > 1
+            else []
+        )
+        return [(seq.job_id, PromptOutput([RawLogprob(seq.token_ids[0], None), *scored]))]
+
+
+class _Closed(Exception):
+    """Ends `generate` in its thread when no more tokens are wanted."""
+
+
+class _Run:
+    """One `generate` call in a thread, advanced a token at a time by `next`."""
+
+    def __init__(self, loaded: LoadedModel, seq: Sequence) -> None:
+        self.loaded, self.seq = loaded, seq
+        self._chosen: queue.Queue[Choice | Exception] = queue.Queue(1)
+        self._go = threading.Semaphore(0)
+        self._closed = False
+        self._started = False
+        self._thread = threading.Thread(target=self._generate, name="generate", daemon=True)
+
+    def next(self) -> Choice | Exception:
+        """The next token, or what went wrong."""
+        if self._started:
+            self._go.release()
+        else:
+            self._started = True
+            self._thread.start()
+        return self._chosen.get()
+
+    def close(self) -> None:
+        """End the thread; it waits between tokens, so this takes no step."""
+        self._closed = True
+        self._go.release()
+        if self._started:
+            self._thread.join()
+
+    def choose(self, scores: torch.Tensor) -> torch.Tensor:
+        """Hand over logits [1, vocab]; returns them with all but the chosen token forbidden."""
+        choice = sample(scores, [self.seq])[0]
+        self._chosen.put(choice)
+        self._go.acquire()
+        if self._closed or choice.token_id is None:
+            raise _Closed
+        forced = torch.full_like(scores, float("-inf"))
+        forced[0, choice.token_id] = 0.0
+        return forced
+
+    def _generate(self) -> None:
+        model = self.loaded.model
+        config = copy.deepcopy(model.generation_config)
+        config.update(
+            do_sample=False,
+            num_beams=1,
+            max_length=None,
+            max_new_tokens=self.seq.params.max_tokens + 1,
+            min_length=0,
+            min_new_tokens=None,
+            eos_token_id=None,
+            pad_token_id=0,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            use_cache=True,
+        )
+        ids = torch.tensor([self.seq.token_ids], device=self.loaded.device)
+        try:
+            with torch.inference_mode():
+                model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    generation_config=config,
+                    logits_processor=LogitsProcessorList([_Chooser(self)]),
+                )
+        except _Closed:
+            return
+        except Exception as error:
+            self._chosen.put(error)
+
+
+class _Chooser(LogitsProcessor):  # type: ignore[misc]  # transformers is not typed for us
+    """The logits processor through which a run sees the logits."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+
+    def __call__(self, input_ids: Any, scores: torch.Tensor) -> torch.Tensor:
+        return self._run.choose(scores)

@@ -1,0 +1,138 @@
+"""Runs a step of the paged engine: batch entries -> flat tensors -> forward -> sampled tokens."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence as SequenceOf
+from typing import Any
+
+import torch
+
+from worker.engine.engine import RowResult
+from worker.engine.scheduler import Scheduled
+from worker.model.attention import PagedAttention, Span, StepPlan
+from worker.model.sampler import prompt_logprobs, sample
+
+
+class ModelRunner:
+    """A model with paged attention installed.
+
+    Args:
+        model: a causal language model of transformers, in eval mode.
+        attention: the paged attention that was installed in it.
+        device: where its inputs go.
+    """
+
+    def __init__(self, model: Any, attention: PagedAttention, device: torch.device) -> None:
+        self._model = model
+        self._attention = attention
+        self._device = device
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+
+    @torch.inference_mode()
+    def run(self, batch: SequenceOf[Scheduled]) -> list[RowResult]:
+        """Compute a step; one result a batch entry."""
+        rows, kept = _rows_to_keep(batch)
+        spans = [Span(item.seq.num_computed, item.num_new, item.seq.block_table) for item in batch]
+        token_ids = [
+            token
+            for item, span in zip(batch, spans, strict=True)
+            for token in item.seq.token_ids[span.start : span.end]
+        ]
+        logits = self.logits(token_ids, spans, kept)
+        sampling = [number for number, item in enumerate(batch) if item.samples]
+        choices = (
+            sample(
+                logits[[rows[number][-1] for number in sampling]],
+                [batch[number].seq for number in sampling],
+            )
+            if sampling
+            else []
+        )
+        results = [
+            RowResult(prompt_logprobs=_prompt_part(item, logits, row))
+            for item, row in zip(batch, rows, strict=True)
+        ]
+        for number, choice in zip(sampling, choices, strict=True):
+            results[number] = RowResult(
+                choice.token_id,
+                choice.logprob,
+                results[number].prompt_logprobs,
+                finite=choice.token_id is not None,
+            )
+        return results
+
+    @torch.inference_mode()
+    def logits(
+        self, token_ids: SequenceOf[int], spans: SequenceOf[Span], kept: SequenceOf[int]
+    ) -> torch.Tensor:
+        """One forward over a flat row; logits [len(kept), vocab] at the positions `kept` of it."""
+        inputs = self._inputs(token_ids, spans)
+        keep = torch.tensor(list(kept), device=self._device, dtype=torch.long)
+        if self._keeps and len(kept):
+            logits = self._model(**inputs, logits_to_keep=keep).logits[0]
+        else:
+            logits = self._model(**inputs).logits[0]
+            logits = logits[keep.to(logits.device)]
+        return torch.as_tensor(logits)
+
+    @torch.inference_mode()
+    def embed(self, inputs: SequenceOf[SequenceOf[int]]) -> list[list[float]]:
+        """Mean over tokens of the last hidden state, float32; nothing is stored in the pool."""
+        spans = [Span(0, len(tokens), ()) for tokens in inputs]
+        cache, self._attention.cache = self._attention.cache, None
+        try:
+            flat = [token for tokens in inputs for token in tokens]
+            hidden = self._model.base_model(**self._inputs(flat, spans)).last_hidden_state[0]
+        finally:
+            self._attention.cache = cache
+        parts = hidden.float().split([len(tokens) for tokens in inputs])
+        return [part.mean(0).tolist() for part in parts]
+
+    def clear(self, blocks: list[int]) -> None:
+        """Zero the content of blocks."""
+        if self._attention.cache is not None:
+            self._attention.cache.clear(blocks)
+
+    def _inputs(self, token_ids: SequenceOf[int], spans: SequenceOf[Span]) -> dict[str, Any]:
+        cache = self._attention.cache
+        self._attention.plan = StepPlan(
+            spans, cache.block_size if cache else 1, torch.device(self._device)
+        )
+        positions = [pos for span in spans for pos in range(span.start, span.end)]
+        return {
+            "input_ids": torch.tensor([list(token_ids)], device=self._device),
+            "position_ids": torch.tensor([positions], device=self._device),
+            "use_cache": False,
+        }
+
+
+def _rows_to_keep(batch: SequenceOf[Scheduled]) -> tuple[list[list[int]], list[int]]:
+    """Which positions of the flat row need logits, and each entry's rows among those kept."""
+    rows: list[list[int]] = []
+    kept: list[int] = []
+    offset = 0
+    for item in batch:
+        wanted = range(item.num_new) if _in_scored_prompt(item) else range(0)
+        if not wanted and item.samples:
+            wanted = range(item.num_new - 1, item.num_new)
+        rows.append(list(range(len(kept), len(kept) + len(wanted))))
+        kept += [offset + at for at in wanted]
+        offset += item.num_new
+    return rows, kept
+
+
+def _in_scored_prompt(item: Scheduled) -> bool:
+    seq = item.seq
+    return seq.wants_prompt_logprobs and len(seq.prompt_logprobs) < seq.prompt_len
+
+
+def _prompt_part(item: Scheduled, logits: torch.Tensor, rows: SequenceOf[int]) -> SequenceOf[Any]:
+    """Log probabilities of the prompt tokens after each computed one."""
+    seq = item.seq
+    if not _in_scored_prompt(item):
+        return ()
+    first = seq.num_computed + 1
+    targets = seq.token_ids[first : min(first + item.num_new, seq.prompt_len)]
+    top = seq.params.prompt_logprobs or 0
+    return prompt_logprobs(logits[list(rows[: len(targets)])], targets, top) if targets else ()
