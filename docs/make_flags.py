@@ -76,12 +76,15 @@ def _default(field: FieldInfo) -> str:
 
 def row(name: str, field: FieldInfo, env: str) -> str:
     """One line of a table: flag, environment, default, meaning."""
-    meaning = field.description or ""
+    meaning, default = field.description or "", _default(field)
+    if not default and (derived := re.fullmatch(r"(.+) \((.+)\)", meaning)):
+        # a description says in brackets at its end what takes the place of a missing default
+        meaning, default = derived[1], "" if derived[2].startswith("or env") else derived[2]
     if choices := _choices(field.annotation):
         meaning += f" ({', '.join(f'`{choice}`' for choice in choices)})"
     elif limits := _limits(field):
         meaning += f" ({limits})"
-    cells = (f"`{flag(name)}`", f"`{env}`", _default(field), meaning)
+    cells = (f"`{flag(name)}`", f"`{env}`", default, meaning)
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 

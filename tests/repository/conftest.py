@@ -49,16 +49,16 @@ class Child:
 class Children:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._all: list[Child] = []
+        self.started: list[Child] = []
 
     def start(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> Child:
-        log = self._folder / f"{len(self._all)}.log"
+        log = self._folder / f"{len(self.started)}.log"
         child = Child(command, {**clean_environment(), **(env or {})}, log)
-        self._all.append(child)
+        self.started.append(child)
         return child
 
     def stop(self) -> None:
-        for child in reversed(self._all):
+        for child in reversed(self.started):
             if child.process.poll() is None:
                 child.stop()
 
@@ -66,10 +66,10 @@ class Children:
         """Wait until `ready` says so; fail when a child ends before, or when it takes too long."""
         deadline = time.monotonic() + timeout_s
         while not ready():
-            for child in self._all:
+            for child in self.started:
                 code = child.process.poll()
                 assert code is None, f"ended with code {code}:\n{child.output[-3000:]}"
-            logs = "\n".join(child.output[-1500:] for child in self._all)
+            logs = "\n".join(child.output[-1500:] for child in self.started)
             assert time.monotonic() < deadline, f"not ready after {timeout_s} s:\n{logs}"
             time.sleep(0.1)
 
