@@ -139,6 +139,9 @@ def main(
     size: Annotated[
         str, typer.Option(help=f"model to make for the own stack: {', '.join(SIZES)}")
     ] = "400m",
+    engine: Annotated[
+        str, typer.Option(help="engine of the own stack; sim needs no model, and shows the rest")
+    ] = "paged",
     worker_args: Annotated[str, typer.Option(help="more flags for the own stack's worker")] = "",
     clients: Annotated[str, typer.Option(help="numbers of clients")] = "1,8,16,32",
     tokens: Annotated[int, typer.Option(min=1, help="tokens of each answer")] = 128,
@@ -157,8 +160,11 @@ def main(
     if base_url:
         stack = nullcontext(base_url.rstrip("/"))
     else:
-        path = model_path or str(make_model(size, WORK / "models", console.print))
-        stack = running_stack(["--model-path", path, *worker_args.split()], WORK / "logs")
+        flags = ["--engine", engine, *worker_args.split()]
+        if engine != "sim":
+            path = model_path or str(make_model(size, WORK / "models", console.print))
+            flags += ["--model-path", path]
+        stack = running_stack(flags, WORK / "logs")
         console.print("starting a stack on free ports")
     started = time.monotonic()
     try:

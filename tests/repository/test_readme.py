@@ -1,4 +1,4 @@
-"""The README's examples, run as a reader would run them, against a stack that `trireme up` makes."""
+"""The README's examples, run as a reader runs them, against a stack that `trireme up` makes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 def port(children: Any, free_ports: Callable[[int], list[int]]) -> int:
     """The gateway's port of a stack with the demo model."""
     gateway, controller, worker = free_ports(3)
-    children.start(
-        [sys.executable, "-m", "trireme.cli", "up", "--port", str(gateway)]
-        + ["--controller-port", str(controller), "--worker-port", str(worker)]
-    )
+    ports = {"--port": gateway, "--controller-port": controller, "--worker-port": worker}
+    flags = [f"{flag}={port}" for flag, port in ports.items()]
+    children.start([sys.executable, "-m", "trireme.cli", "up", *flags])
     children.wait(lambda: ready(gateway), timeout_s=120)
     return gateway
 
