@@ -9,8 +9,10 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
+    HOME=/tmp \
     PATH=/opt/trireme/bin:$PATH
-RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin trireme \
+RUN groupadd --gid 10001 trireme \
+    && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin trireme \
     && install --directory --owner=trireme --group=trireme /cache
 
 FROM base AS build-edge
