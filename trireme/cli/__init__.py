@@ -1,0 +1,1 @@
+"""`trireme`: the commands for people. They start the tiers and talk to them over HTTP only."""

@@ -1,0 +1,158 @@
+"""The `trireme` command: reads flags, nothing else. Never imports torch or a tier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from trireme.cli.chat import ChatSettings, chat
+from trireme.cli.fleet_api import controller_client
+from trireme.cli.launch import become
+from trireme.cli.status import show_status
+from trireme.cli.up import up
+from trireme.cli.up_settings import UpSettings
+
+app = typer.Typer(
+    name="trireme",
+    help="Serve language models with an OpenAI-compatible API.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command("up")
+def up_command(
+    worker_args: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- WORKER FLAGS]", help="further flags for the workers, after --"),
+    ] = None,
+    model_path: Annotated[
+        str | None, typer.Option(help="model folder or hub id (default: the embedded demo model)")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="how many workers")] = 1,
+    model_names: Annotated[
+        str | None, typer.Option(help="names that clients use, a,b (default: the folder's)")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="the workers' engine: paged, sim, …")] = None,
+    host: Annotated[str, typer.Option(help="address on which the gateway listens")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="port of the gateway; 0 takes a free one")
+    ] = 8000,
+    controller_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="port of the controller, on loopback")
+    ] = 21001,
+    worker_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="port of the first worker, on loopback")
+    ] = 21002,
+    api_keys: Annotated[
+        str,
+        typer.Option(
+            envvar="TRIREME_GATEWAY_API_KEYS", show_envvar=True, help="keys that clients need, a,b"
+        ),
+    ] = "",
+    ssl: Annotated[
+        bool, typer.Option("--ssl", help="HTTPS at the gateway: SSL_KEYFILE, SSL_CERTFILE")
+    ] = False,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], typer.Option(help="of all tiers")
+    ] = "info",
+    log_dir: Annotated[
+        Path | None, typer.Option(help="folder for the tiers' logs (default: .trireme/<port>)")
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="show what the tiers write")
+    ] = False,
+) -> None:
+    """Start controller, workers and gateway on this machine; Ctrl-C stops them all.
+
+    Flags of the worker that are not listed here go after `--`:
+    trireme up --model-path ./my-model -- --dtype bfloat16 --max-model-len 4096
+    """
+    settings = UpSettings(
+        model_path=model_path,
+        workers=workers,
+        model_names=model_names,
+        engine=engine,
+        host=host,
+        port=port,
+        controller_port=controller_port,
+        worker_port=worker_port,
+        api_keys=api_keys,
+        ssl=ssl,
+        log_level=log_level,
+        log_dir=log_dir,
+        verbose=verbose,
+        worker_args=tuple(worker_args or ()),
+    )
+    raise typer.Exit(up(settings, Console()))
+
+
+@app.command("status")
+def status_command(
+    controller_address: Annotated[
+        str, typer.Option(help="base URL of a controller")
+    ] = "http://127.0.0.1:21001",
+    cluster_token: Annotated[
+        str, typer.Option(envvar="TRIREME_CLUSTER_TOKEN", help="secret shared by the tiers")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object instead")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="again each second")] = False,
+) -> None:
+    """Show the workers that a controller knows: models, state, load."""
+    with controller_client(controller_address, cluster_token) as client:
+        raise typer.Exit(show_status(client, Console(), as_json=as_json, watch=watch))
+
+
+@app.command("chat")
+def chat_command(
+    base_url: Annotated[str, typer.Option(help="the API's base URL")] = "http://127.0.0.1:8000/v1",
+    model: Annotated[str | None, typer.Option(help="which model (default: the first)")] = None,
+    system: Annotated[str | None, typer.Option(help="system message")] = None,
+    api_key: Annotated[
+        str, typer.Option(envvar=["TRIREME_API_KEY", "OPENAI_API_KEY"], help="key for the gateway")
+    ] = "",
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="0 is the likeliest answer")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="longest answer, in tokens")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", "-k", help="do not check the server's certificate")
+    ] = False,
+) -> None:
+    """Talk to a model in the terminal, or answer the lines of a pipe. /help lists its commands."""
+    settings = ChatSettings(
+        base_url=base_url,
+        model=model,
+        system=system,
+        api_key=api_key,
+        temperature=temperature,
+        max_tokens=max_tokens,
+        verify=not insecure,
+    )
+    raise typer.Exit(chat(settings))
+
+
+def _add_launcher(tier: str) -> None:
+    """`trireme <tier> …` becomes `python -m <tier> …`, flags, exit codes and all."""
+
+    @app.command(
+        tier,
+        help=f"Run a {tier}; `trireme {tier} --help` lists its flags.",
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+        add_help_option=False,
+    )
+    def launch(context: typer.Context) -> None:
+        become(tier, context.args)
+
+
+for _tier in ("controller", "worker", "gateway"):
+    _add_launcher(_tier)
+
+
+def main() -> None:
+    """Run the command; ends the process with its exit code."""
+    app()
