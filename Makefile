@@ -37,7 +37,7 @@ check: $(VENV)/.installed-dev ## formatting, lint, types, import rules, compose 
 fmt: $(VENV)/.installed-dev ## format the code and repair what can be repaired
 	$(BIN)/ruff check --fix-only --exit-zero $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
-	PYTHONPATH=. $(BIN)/python docs/make_flags.py
+	PYTHONPATH=. $(BIN)/python docs/make_tables.py
 
 bench: $(VENV)/.installed ## measure tokens/s and latency (ARGS='--help' for the options)
 	@$(BIN)/python -m benchmarks.throughput $(ARGS)

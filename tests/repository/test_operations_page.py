@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -18,7 +19,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", "docs/operations.md", "docs/api.md"]
 
 def test_the_tables_of_flags_are_those_of_the_settings() -> None:
     done = subprocess.run(
-        [sys.executable, "docs/make_flags.py", "--check"],
+        [sys.executable, "docs/make_tables.py", "--check"],
         cwd=ROOT,
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -51,12 +52,34 @@ def test_a_command_in_the_pages_has_only_flags_that_exist(page: str, line: str) 
     assert found is not None
     sys.path.insert(0, str(ROOT / "docs"))
     try:
-        import make_flags
+        import make_tables
     finally:
         sys.path.pop(0)
-    known = {make_flags.flag(name) for name in make_flags.settings_of(found[1]).model_fields}
+    known = {make_tables.flag(name) for name in make_tables.settings_of(found[1]).model_fields}
     used = {word.partition("=")[0] for word in words if word.startswith("--")}
     assert used <= known
+
+
+def up_commands() -> list[str]:
+    lines = {line for page in PAGES for line in shell_lines(page)}
+    return sorted(line for line in lines if re.match(r"trireme up\b|make up ARGS=", line))
+
+
+def test_the_pages_give_trireme_up_only_flags_that_exist() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "trireme.cli", "up", "--help"],
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    known = set(re.findall(r"--[a-z-]+", done.stdout))
+    commands = up_commands()
+    assert len(commands) >= 2
+    for line in commands:
+        own = line.partition(" -- ")[0]
+        assert set(re.findall(r"(?<=[\s'])--[a-z-]+", own)) <= known, line
 
 
 def test_every_error_code_that_the_page_names_exists() -> None:

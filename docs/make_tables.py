@@ -1,22 +1,28 @@
-"""Writes the tables of flags in docs/operations.md from the tiers' Settings classes.
+"""Writes the tables of flags and metrics in docs/operations.md from the code.
 
-`python docs/make_flags.py` writes them, `--check` fails when they are not what it would write.
+`python docs/make_tables.py` writes them, `--check` fails when they are not what it would write.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+import httpx
+from prometheus_client import generate_latest
 from pydantic.fields import FieldInfo
 
 from trireme.service.settings import TierSettings
+from worker.engine.protocol import EngineLoad
+from worker.metrics import Metrics
 
 PAGE = Path(__file__).with_name("operations.md")
-SECTION = re.compile(r"(<!-- flags: (\w+) -->\n)(.*?)(<!-- end of flags -->)", re.DOTALL)
+SECTION = re.compile(r"(<!-- (flags|metrics): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 TIERS = ("controller", "worker", "gateway")
 SHARED_ENV = {
     "ssl_keyfile": "SSL_KEYFILE",
@@ -88,7 +94,7 @@ def row(name: str, field: FieldInfo, env: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
-def table(section: str) -> str:
+def flags(section: str) -> str:
     """The table of a tier's own flags, or with `shared` of those that all tiers take."""
     lines = "| Flag | Environment | Default | Meaning |\n|---|---|---|---|\n"
     if section == "shared":
@@ -103,9 +109,37 @@ def table(section: str) -> str:
     return lines
 
 
+def metrics(tier: str) -> str:
+    """The table of what a tier's `/metrics` shows: name, type, meaning."""
+    text = _of_worker() if tier == "worker" else asyncio.run(_scrape(tier))
+    helps = dict(re.findall(r"^# HELP (\S+) (.*)$", text, flags=re.MULTILINE))
+    kinds = re.findall(r"^# TYPE (\S+) (\S+)$", text, flags=re.MULTILINE)
+    lines = "| Name | Type | Meaning |\n|---|---|---|\n"
+    for name, kind in sorted(kinds):
+        if not name.endswith("_created"):
+            lines += f"| `{name}` | {kind} | {helps[name].rstrip('.')} |\n"
+    return lines
+
+
+def _of_worker() -> str:
+    """A worker's metrics without a worker, whose app cannot be made without an engine."""
+    found = Metrics("model", EngineLoad, lambda: 0)
+    return generate_latest(found.registry).decode()
+
+
+async def _scrape(tier: str) -> str:
+    app = importlib.import_module(f"{tier}.app").create_app(settings_of(tier)())
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://tier") as client:
+        return (await client.get("/metrics")).text
+
+
+TABLES: dict[str, Callable[[str], str]] = {"flags": flags, "metrics": metrics}
+
+
 def render(page: str) -> str:
     """The page with every table made anew."""
-    return SECTION.sub(lambda part: part[1] + "\n" + table(part[2]) + "\n" + part[4], page)
+    return SECTION.sub(lambda part: f"{part[1]}\n{TABLES[part[2]](part[3])}\n{part[5]}", page)
 
 
 def main() -> int:
@@ -113,7 +147,7 @@ def main() -> int:
     made = render(page)
     if sys.argv[1:] == ["--check"]:
         if made != page:
-            print(f"{PAGE.name}: the tables of flags are out of date: run make fmt")
+            print(f"{PAGE.name}: the tables are out of date: run make fmt")
         return int(made != page)
     PAGE.write_text(made)
     return 0
