@@ -76,6 +76,16 @@ def test_every_link_between_pages_leads_somewhere() -> None:
     assert broken == []
 
 
+def test_every_file_that_a_page_names_exists() -> None:
+    missing = [
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in tracked("*.md", "docs/*.md")
+        for name in re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|json|md|yaml))`", page.read_text())
+        if not (ROOT / name).exists() and not (page.parent / name).exists()
+    ]
+    assert missing == []
+
+
 def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ +(.+)$", page.read_text(), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
