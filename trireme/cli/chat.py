@@ -121,7 +121,7 @@ class Conversation:
         elif name in self._commands:
             self._commands[name](argument.strip())
         else:
-            self._complain(f"there is no command {printable(name)}; /help lists them")
+            raise ChatError(f"there is no command {name}; /help lists them")
 
     def _answer(self, line: str) -> None:
         """Stream the answer to `line`; the history takes both once there is an answer."""
@@ -185,7 +185,7 @@ class Conversation:
             self._model = name
             self._say(f"Talking to {name}.")
         else:
-            self._complain(_not_served(name, served))
+            raise ChatError(_not_served(name, served))
 
     def _set_system(self, text: str) -> None:
         if text:

@@ -1,23 +1,21 @@
 """One tier as child process: started on a leash, its output in a file, stopped with its group.
 
-The leash: on Linux the kernel kills the child when the thread that started it dies, however it
-dies. The child leads a session of its own, so that Ctrl-C in a terminal reaches only the parent,
-which stops the tiers in order, and so that what the child started can be killed with it.
+The leash (`leash.py`): on Linux the kernel kills the child when its parent dies. The child leads
+a session of its own, so that Ctrl-C in a terminal reaches only the parent, which stops the tiers
+in order, and so that what the child started can be killed with it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
-_PR_SET_PDEATHSIG: Final = 1
+from trireme.cli import leash
 
 
 class Child:
@@ -25,7 +23,7 @@ class Child:
 
     Args:
         name: what a person calls it, such as `worker-1`.
-        command: argv.
+        command: argv, beginning with a path.
         environment: all of it.
         log: file that takes stdout and stderr; it is emptied at the first start.
     """
@@ -45,13 +43,12 @@ class Child:
         """Start it, or start it again after it ended."""
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                self._command,
+                [sys.executable, "-IS", leash.__file__, str(os.getpid()), *self._command],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_leash(),
             )
 
     @property
@@ -120,18 +117,3 @@ def describe_end(code: int) -> str:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"was killed by signal {-code}"
-
-
-def _leash() -> Callable[[], None] | None:
-    """What the child does before it becomes its program, or None where no leash exists."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def tie() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return tie

@@ -1,0 +1,134 @@
+"""`trireme status` against a real controller."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.types import ASGIApp
+
+from controller.app import create_app
+from controller.config import ControllerSettings
+from trireme.cli.status import duration
+
+Serve = Callable[[ASGIApp], str]
+Trireme = Callable[..., subprocess.CompletedProcess[str]]
+
+WORKER: dict[str, Any] = {
+    "instance_id": "0123456789abcdef",
+    "address": "http://10.0.0.7:21002",
+    "models": [
+        {"name": "first", "context_length": 131072, "engine": "paged"},
+        {"name": "second", "context_length": 2048, "engine": "paged"},
+    ],
+    "load": {"running": 3, "waiting": 12, "kv_free": 0.75, "decode_tps": 1234.4, "capacity": 64},
+}
+
+
+def controller(serve: Serve, **settings: Any) -> str:
+    return serve(create_app(ControllerSettings(**settings)))
+
+
+def fill(url: str) -> None:
+    with httpx.Client(base_url=url, trust_env=False) as client:
+        client.put("/fleet/workers/0123456789abcdef", json=WORKER).raise_for_status()
+        status = {"model_names": ["vicuna"], "speed": 1, "queue_length": 2}
+        client.post(
+            "/register_worker", json={"worker_name": "http://fc:1", "worker_status": status}
+        ).raise_for_status()
+
+
+def test_the_table_shows_workers_models_and_load(serve: Serve, trireme: Trireme) -> None:
+    url = controller(serve)
+    fill(url)
+    shown = trireme("status", "--controller-address", url)
+    assert shown.returncode == 0, shown.stderr
+    rows = [line.split("│")[1:-1] for line in shown.stdout.splitlines() if "│" in line]
+    cells = [[cell.strip() for cell in row] for row in rows]
+    assert cells[0][:10] == [
+        *("01234567", "http://10.0.0.7:21002", "first", "ready", "paged", "131,072"),
+        *("3/64", "12", "25%", "1,234"),
+    ]
+    assert cells[1][:6] == ["", "", "second", "ready", "paged", "2,048"]
+    assert cells[2][1:8] == ["http://fc:1", "vicuna", "ready", "FastChat", "?", "?", "2"]
+    assert "has just started" in shown.stdout
+
+
+def test_an_empty_fleet_says_so(serve: Serve, trireme: Trireme) -> None:
+    shown = trireme("status", "--controller-address", controller(serve))
+    assert shown.returncode == 0
+    assert "no worker is registered" in shown.stdout
+
+
+def test_json_is_one_object(serve: Serve, trireme: Trireme) -> None:
+    url = controller(serve)
+    fill(url)
+    shown = trireme("status", "--json", "--controller-address", url)
+    fleet = json.loads(shown.stdout)
+    assert [each["address"] for each in fleet["workers"]] == [
+        "http://10.0.0.7:21002",
+        "http://fc:1",
+    ]
+    assert fleet["workers"][0]["load"]["waiting"] == 12
+    assert fleet["workers"][0]["heard_s"] >= 0
+
+
+def test_a_cluster_token_is_asked_for_and_taken(serve: Serve, trireme: Trireme) -> None:
+    url = controller(serve, cluster_token="geheim")
+    refused = trireme("status", "--controller-address", url)
+    assert refused.returncode == 1
+    assert "TRIREME_CLUSTER_TOKEN" in refused.stderr
+    shown = trireme("status", "--controller-address", url, "--cluster-token", "geheim")
+    assert shown.returncode == 0
+
+
+def test_nobody_there_and_somebody_else_there(serve: Serve, trireme: Trireme) -> None:
+    nobody = trireme("status", "--controller-address", "http://127.0.0.1:1")
+    assert nobody.returncode == 1
+    assert "no controller answers at http://127.0.0.1:1" in nobody.stderr
+    other = trireme("status", "--controller-address", serve(Starlette()))
+    assert other.returncode == 1
+    assert "answers 404" in other.stderr
+
+
+def test_watching_goes_on_until_ctrl_c(serve: Serve, command_environment: dict[str, str]) -> None:
+    url = controller(serve)
+    fill(url)
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "trireme.cli", "status", "-w", "--controller-address", url]
+    with subprocess.Popen(
+        command, env=command_environment, stdin=slave, stdout=slave, stderr=slave
+    ) as process:
+        os.close(slave)
+        shown = b""
+        deadline = time.monotonic() + 20
+        while shown.count(b"10.0.0.7") < 2:
+            assert time.monotonic() < deadline
+            shown += os.read(master, 4096)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+    os.close(master)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.42, "0.4 s"),
+        (59.9, "59 s"),
+        (125, "2 m 05 s"),
+        (3 * 3600 + 1200, "3 h 20 m"),
+        (5 * 86400 + 7200, "5 d 02 h"),
+    ],
+)
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
