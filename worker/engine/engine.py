@@ -83,7 +83,7 @@ class EngineCore:
         max_batch_tokens: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._runner = runner
+        self.runner = runner
         self._pool = pool
         self._scheduler = Scheduler(
             pool, max_running=max_running, max_batch_tokens=max_batch_tokens
@@ -122,7 +122,7 @@ class EngineCore:
         batch = self._scheduler.schedule()
         if batch:
             started = self._clock()
-            results = self._runner.run(batch)
+            results = self.runner.run(batch)
             self._count(batch, self._clock() - started)
             outputs += self._take(batch, results)
         self._steps += 1
@@ -181,7 +181,7 @@ class EngineCore:
     def _fail_bad(self, seq: Sequence) -> list[tuple[str, Output]]:
         if seq.job_id not in self._jobs:
             return []
-        self._runner.clear(seq.block_table)
+        self.runner.clear(seq.block_table)
         self._pool.discard(seq)
         self._drop(self._jobs[seq.job_id])
         return [(seq.job_id, JobFailed("bad_logits", BAD_LOGITS))]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from worker.engine.engine import JobFailed, Output, RowResult, step_output
+from worker.engine.engine import BAD_LOGITS, JobFailed, Output, RowResult, step_output
 from worker.engine.protocol import EngineLoad, Job, PromptOutput, RawLogprob
 from worker.engine.rates import Rate
 from worker.engine.sequence import Sequence, sequences_of

@@ -63,6 +63,8 @@ def load_model(config: EngineConfig, report: Callable[[str], None]) -> LoadedMod
     folder = Path(config.model_path)
     if folder.is_dir():
         _check_weights(folder)
+    elif config.model_path.startswith(("/", ".", "~")):
+        raise ModelLoadError(f"no model folder at {config.model_path}")
     try:
         report("reading the configuration")
         hf_config = AutoConfig.from_pretrained(
