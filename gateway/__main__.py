@@ -1,0 +1,25 @@
+"""`python -m gateway`: settings from flags and environment, then the server."""
+
+from __future__ import annotations
+
+import sys
+
+from gateway.config import GatewaySettings
+from trireme.service.settings import load_settings
+
+
+def main() -> int:
+    """Serve until a signal; returns the exit code (0 clean, 2 bad arguments, 4 port taken)."""
+    settings = load_settings(GatewaySettings)
+    from gateway.app import create_app
+    from trireme.service.logs import configure_logging
+    from trireme.service.server import bind, run
+
+    configure_logging("gateway", settings.log_level, settings.log_format)
+    listener = bind(settings, "python -m gateway")
+    app = create_app(settings)
+    return run(app, settings, listener, drain=app.state.drain, grace_s=settings.drain_grace_s)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

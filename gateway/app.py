@@ -1,0 +1,115 @@
+"""Builds the gateway: every object of it is made here, once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from random import Random
+from time import monotonic
+
+from fastapi import FastAPI, Request, Response
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.types import Scope
+
+from gateway.breaker import Breakers
+from gateway.config import GatewaySettings
+from gateway.dispatch import Dispatcher
+from gateway.edge import Authentication, RequestContext
+from gateway.errors import install_error_handlers
+from gateway.fastchat_client import FastChatClient
+from gateway.fleet_view import FleetView
+from gateway.fleet_watch import FleetWatch
+from gateway.metrics import UNKNOWN_MODEL, GatewayMetrics
+from gateway.routes import ROUTERS
+from gateway.routing import POLICIES
+from gateway.state import Gateway
+from gateway.worker_client import NativeClient, Timeouts, WorkerHttp, open_session
+from protocol import __version__
+from trireme.service.auth import TokenSet
+from trireme.service.health import health_router
+
+
+def create_app(settings: GatewaySettings) -> FastAPI:
+    """The gateway's ASGI app; `app.state.drain` is awaited before it stops."""
+    view = FleetView(settings.controller_address)
+    breakers = Breakers()
+    metrics = GatewayMetrics()
+    metrics.show_fleet(lambda: view.snapshot, lambda: breakers.states(monotonic()))
+    keys = TokenSet(settings.accepted_keys())
+    draining = False
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        timeouts = Timeouts(
+            settings.connect_timeout_s, settings.first_event_timeout_s, settings.stall_timeout_s
+        )
+        async with open_session() as session:
+            http = WorkerHttp(session, settings.cluster_token, timeouts)
+            fastchat = FastChatClient(http)
+
+            def changed() -> None:
+                breakers.keep(view.snapshot.workers)
+                fastchat.keep(worker.address for worker in view.snapshot.workers.values())
+
+            dispatcher = Dispatcher(
+                view,
+                {"native": NativeClient(http), "fastchat": fastchat},
+                POLICIES[settings.routing],
+                metrics,
+                breakers=breakers,
+                rng=Random(),
+            )
+            app.state.gateway = Gateway(
+                settings, view, dispatcher, metrics, bool(keys), int(time.time())
+            )
+            watch = FleetWatch(
+                view, settings.controller_address, session, settings.cluster_token, changed
+            )
+            watch.start()
+            try:
+                yield
+            finally:
+                await watch.stop()
+
+    def not_ready() -> str | None:
+        if draining:
+            return "draining"
+        if view.snapshot.models:
+            return None
+        return "no model can be served" if view.snapshot.synced else "no controller has answered"
+
+    async def drain() -> None:
+        nonlocal draining
+        draining = True
+
+    def finished(scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unknown")
+        metrics.finished(route, scope["state"].get("model", UNKNOWN_MODEL), status, seconds)
+
+    app = FastAPI(
+        title="Trireme gateway", version=__version__, lifespan=lifespan, redirect_slashes=False
+    )
+    app.state.drain = drain
+    app.include_router(health_router("gateway", not_ready, metrics.registry))
+    for router in ROUTERS:
+        app.include_router(router)
+    install_error_handlers(app)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_request: Request, _error: ClientDisconnect) -> Response:
+        return Response(status_code=499)
+
+    # the last one added is the outermost
+    app.add_middleware(Authentication, keys=keys)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.allowed_origins,
+        allow_credentials=settings.allow_credentials,
+        allow_methods=settings.allowed_methods,
+        allow_headers=settings.allowed_headers,
+        expose_headers=["x-request-id"],
+    )
+    app.add_middleware(RequestContext, finished=finished)
+    return app

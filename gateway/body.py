@@ -1,0 +1,223 @@
+"""A request's body becomes its one valid type here, or an error of the taxonomy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, from_json
+from starlette.requests import ClientDisconnect
+
+from protocol.errors import TAXONOMY, TriremeError, quoted
+from protocol.openai import UNION_TAGS
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+_DRAIN_FACTOR: Final = 8
+_DRAIN_S: Final = 2.0
+_UNPARSABLE: Final = "We could not parse the JSON body of your request."
+
+_WHOLE_FIELDS: Final = frozenset({"stop", "logit_bias", "prompt", "input", "stop_token_ids"})
+"""Fields that are named whole in `param`, whatever is wrong inside them."""
+
+_ANSWER_CHANGING: Final = frozenset(
+    "best_of chat_template documents grammar guided_choice guided_grammar guided_json guided_regex "
+    "json_schema kv_transfer_params lora_adapter prompt_embeds prompt_token_ids regex schema "
+    "structured_outputs thinking tool_resources truncate_prompt_tokens".split()
+)
+"""Unknown fields that are refused even when the gateway is lenient."""
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole JSON body.
+
+    Raises:
+        TriremeError: `unsupported_content_type`, or `request_too_large` with or without a
+            Content-Length.
+        ClientDisconnect: the client went away while it sent.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        shown = quoted(content_type) if content_type else "none"
+        message = f"Unsupported Content-Type: {shown}. Send application/json."
+        raise TriremeError("unsupported_content_type", message)
+    body = bytearray()
+    declared = request.headers.get("content-length", "")
+    fits = not declared.isdecimal() or int(declared[:20]) <= max_bytes
+    chunks = request.stream()
+    if fits:
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > max_bytes:
+                fits = False
+                break
+    if fits:
+        return bytes(body)
+    if "expect" not in request.headers:
+        await _discard(chunks, max_bytes * _DRAIN_FACTOR)
+    message = f"The request body exceeds the limit of {max_bytes} bytes."
+    raise TriremeError("request_too_large", message)
+
+
+async def _discard(chunks: Any, max_bytes: int) -> None:
+    # A client that still writes when we close would see a reset instead of the answer.
+    read = 0
+    try:
+        async with asyncio.timeout(_DRAIN_S):
+            async for chunk in chunks:
+                read += len(chunk)
+                if read > max_bytes:
+                    return
+    except (TimeoutError, ClientDisconnect):
+        return
+
+
+def parse(
+    body: bytes,
+    model: type[_Model],
+    *,
+    lenient: bool = False,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> _Model:
+    """The body as `model`; the first fault is the answer.
+
+    Args:
+        lenient: drop unknown fields unless they would change the answer.
+        defaults: fields taken where the body has none, or null.
+
+    Raises:
+        TriremeError: with the code and `param` that the fault has.
+    """
+    try:
+        fields = from_json(body, allow_inf_nan=False, cache_strings="keys")
+    except ValueError as error:
+        raise _unparsable(body) from error
+    if not isinstance(fields, dict):
+        raise TriremeError("invalid_type", "The body must be a JSON object.")
+    fields.update((k, v) for k, v in defaults.items() if fields.get(k) is None)
+    if lenient:
+        known = model.model_fields.keys() | _ANSWER_CHANGING
+        fields = {name: value for name, value in fields.items() if name in known}
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    raise _error_of(first) from None
+
+
+# ---- pydantic's errors in our terms -------------------------------------------------------------
+
+
+def _error_of(details: ErrorDetails) -> TriremeError:
+    context = details.get("ctx", {})
+    param = _param(details["loc"], context.get("at"))
+    code = _code_of(details)
+    return TriremeError(code, _message(code, param, details, context), param=param)
+
+
+def _param(loc: tuple[int | str, ...], at: str | None) -> str | None:
+    path = ""
+    for part in loc:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part not in UNION_TAGS:
+            path += f".{part}" if path else part
+        if path in _WHOLE_FIELDS:
+            return path
+    if at:
+        path = f"{path}.{at}" if path else at
+    return path[:100] or None
+
+
+def _code_of(details: ErrorDetails) -> str:
+    kind, value = details["type"], details["input"]
+    if kind in TAXONOMY:
+        return kind
+    number = "integer" if isinstance(value, int) else "decimal"
+    limits = details.get("ctx", {})
+    if isinstance(limits.get("le", limits.get("ge", limits.get("gt", limits.get("lt")))), float):
+        number = "decimal"
+    return {
+        "missing": "missing_required_parameter",
+        "extra_forbidden": "unknown_parameter",
+        "literal_error": "invalid_value",
+        "finite_number": "invalid_value",
+        "string_too_short": "invalid_value",
+        "string_too_long": "string_above_max_length",
+        "too_short": "empty_array",
+        "too_long": "array_above_max_length",
+        "greater_than": f"{number}_below_min_value",
+        "greater_than_equal": f"{number}_below_min_value",
+        "less_than": f"{number}_above_max_value",
+        "less_than_equal": f"{number}_above_max_value",
+    }.get(kind, "invalid_type")
+
+
+def _message(code: str, param: str | None, details: ErrorDetails, context: dict[str, Any]) -> str:
+    given = details["input"]
+    if code == "missing_required_parameter":
+        return f"Missing required parameter: '{param}'."
+    if code == "unknown_parameter" and "message" not in context:
+        return f"Unknown parameter: '{quoted(param)}'."
+    if "message" in context:
+        lead = {
+            "invalid_type": f"Invalid type for '{param}': ",
+            "unsupported_parameter": f"Unsupported value or parameter '{param}': ",
+        }.get(code, f"Invalid '{param}': ")
+        return lead + str(context["message"])
+    if code == "invalid_type":
+        return f"Invalid type for '{param}': {_lower(details['msg'])}, got {_type_name(given)}."
+    shown = f", got {quoted(given)}" if isinstance(given, str | int | float) else ""
+    return f"Invalid '{param}': {_lower(details['msg'])}{shown}."
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def _type_name(value: object) -> str:
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "an integer", float: "a decimal", str: "a string"}
+    return names.get(type(value), "an array" if isinstance(value, list) else "an object")
+
+
+# ---- bodies that are no JSON --------------------------------------------------------------------
+
+
+def _unparsable(body: bytes) -> TriremeError:
+    """Half a character in a text is told apart, because clients send it by mistake."""
+    param = _half_character(body) if b"\\ud" in body.lower() else None
+    if param is None:
+        return TriremeError("invalid_body", _UNPARSABLE)
+    message = f"Invalid '{param}': it holds half of a surrogate pair."
+    return TriremeError("invalid_value", message, param=param)
+
+
+def _half_character(body: bytes) -> str | None:
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    for path, text in _texts(fields):
+        if any("\ud800" <= ch <= "\udfff" for ch in text):
+            return quoted(path)
+    return None
+
+
+def _texts(root: Any) -> Iterator[tuple[str, str]]:
+    """All texts below `root` with their paths; no recursion."""
+    waiting: list[tuple[str, Any]] = [("", root)]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, str):
+            yield path, value
+        elif isinstance(value, dict):
+            waiting += [(f"{path}.{key}".lstrip("."), item) for key, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [(f"{path}[{i}]", item) for i, item in enumerate(value)]

@@ -1,0 +1,105 @@
+"""Settings of the gateway: flags, environment names, defaults and help, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, model_validator
+
+from gateway.routing import POLICIES
+from trireme.service.settings import Strings, TierSettings, settings_config
+
+
+def _base_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+            raise ValueError(f"{url[:80]!r} is no http(s) address")
+    if not urls:
+        raise ValueError("give at least one address")
+    return tuple(dict.fromkeys(url.rstrip("/") for url in urls))
+
+
+def _policy(name: str) -> str:
+    if name not in POLICIES:
+        raise ValueError(f"choose one of {', '.join(POLICIES)}")
+    return name
+
+
+class GatewaySettings(TierSettings):
+    """Gateway: the OpenAI API; chooses a worker for each request and streams its answer."""
+
+    model_config = settings_config("gateway")
+
+    port: int = Field(8000, ge=0, le=65535, description="port to bind; 0 takes a free one")
+    controller_address: Annotated[Strings, AfterValidator(_base_urls)] = Field(
+        ("http://localhost:21001",), description="controllers whose fleets are merged, a,b"
+    )
+    api_keys: Strings = Field((), description="keys that clients may use, a,b", repr=False)
+    api_keys_file: Path | None = Field(
+        None, description="file with one key a line; # starts a comment line"
+    )
+    allow_credentials: bool = Field(False, description="CORS: allow credentials")
+    allowed_origins: Strings = Field(("*",), description="CORS: allowed origins, a JSON list")
+    allowed_methods: Strings = Field(("*",), description="CORS: allowed methods, a JSON list")
+    allowed_headers: Strings = Field(("*",), description="CORS: allowed headers, a JSON list")
+    routing: Annotated[str, AfterValidator(_policy)] = Field(
+        "prefix_aware", description=f"how a worker is chosen: {', '.join(POLICIES)}"
+    )
+    lenient: bool = Field(
+        False, description="ignore unknown request fields unless they would change the answer"
+    )
+    max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body")
+    request_timeout_s: float = Field(
+        600.0, gt=0, allow_inf_nan=False, description="seconds after which a request fails"
+    )
+    connect_timeout_s: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="seconds to reach a worker"
+    )
+    first_event_timeout_s: float = Field(
+        15.0, gt=0, allow_inf_nan=False, description="seconds for a worker to admit a request"
+    )
+    stall_timeout_s: float = Field(
+        60.0, gt=0, allow_inf_nan=False, description="longest pause inside a worker's answer"
+    )
+    drain_grace_s: float = Field(
+        120.0, ge=0, allow_inf_nan=False, description="seconds that running requests get on SIGTERM"
+    )
+
+    @model_validator(mode="after")
+    def _credentials_need_origins(self) -> Self:
+        if self.allow_credentials and "*" in self.allowed_origins:
+            raise ValueError(
+                "--allow-credentials with --allowed-origins '[\"*\"]' would let every site act "
+                "for its visitors: name the origins"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_file_is_good(self) -> Self:
+        self.accepted_keys()
+        return self
+
+    def accepted_keys(self) -> tuple[str, ...]:
+        """All API keys, from flag and file.
+
+        Raises:
+            ValueError: when the file cannot be read, holds no key or a key with a space in it.
+        """
+        if self.api_keys_file is None:
+            return self.api_keys
+        path = self.api_keys_file
+        try:
+            lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise ValueError(f"--api-keys-file {path}: {reason}") from error
+        keys = tuple(line for line in lines if line and not line.startswith("#"))
+        if not keys:
+            raise ValueError(f"--api-keys-file {path}: no key in it")
+        for number, line in enumerate(lines, start=1):
+            if line and not line.startswith("#") and len(line.split()) > 1:
+                raise ValueError(f"--api-keys-file {path}: line {number} has a space in it")
+        return self.api_keys + keys

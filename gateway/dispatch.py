@@ -1,0 +1,328 @@
+"""One request, one stream: chooses a worker, opens the stream, goes on elsewhere when it fails.
+
+Until the first `Prompt` or `Delta` is passed on nothing that belongs to one worker has been sent,
+so a retryable failure goes to the next candidate; after that it ends the request. Whatever was
+acquired is released in `finally`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from random import Random
+from time import monotonic
+from typing import Final, TypeVar
+
+from gateway.breaker import Breakers
+from gateway.fastchat_client import needs_native
+from gateway.fleet_view import FleetView
+from gateway.metrics import GatewayMetrics
+from gateway.prefix import Fingerprint, PrefixIndex, fingerprint, prompt_tokens
+from gateway.routing import InFlight, Policy, Query
+from gateway.worker_client import WorkerClient
+from protocol.errors import TriremeError, quoted
+from protocol.fleet import Capability, WorkerRecord
+from protocol.generation import (
+    Delta,
+    Done,
+    EmbedRequest,
+    EmbedResponse,
+    Event,
+    Failed,
+    GenerateRequest,
+    Prompt,
+    Started,
+    TokenizeRequest,
+)
+
+log = logging.getLogger(__name__)
+
+MAX_RETRIES: Final = 2
+MAX_DEATHS: Final = 2
+RETRY_SHARE: Final = 0.2
+RETRY_RESERVE: Final = 10.0
+NO_WORKER_RETRY_S: Final = 1.0
+
+_TRANSPORT_FAILURES: Final = frozenset(
+    "worker_unreachable worker_lost worker_timeout engine_dead".split()
+)
+_Answer = TypeVar("_Answer")
+
+
+class RetryBudget:
+    """Retries may be a fifth of the requests, beyond a small reserve for quiet times."""
+
+    def __init__(self) -> None:
+        self._tokens = RETRY_RESERVE
+
+    def earn(self) -> None:
+        self._tokens = min(self._tokens + RETRY_SHARE, 10 * RETRY_RESERVE)
+
+    def spend(self) -> bool:
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Dispatcher:
+    """Sends requests to workers of the fleet.
+
+    Args:
+        clients: by the wire that a worker speaks.
+        policy: orders the candidates.
+        rng: its randomness.
+    """
+
+    def __init__(
+        self,
+        view: FleetView,
+        clients: Mapping[str, WorkerClient],
+        policy: Policy,
+        metrics: GatewayMetrics,
+        *,
+        breakers: Breakers,
+        rng: Random,
+    ) -> None:
+        self.in_flight = InFlight()
+        self._view = view
+        self._clients = clients
+        self._policy = policy
+        self._metrics = metrics
+        self._breakers = breakers
+        self._rng = rng
+        self._prefixes = PrefixIndex()
+        self._budget = RetryBudget()
+
+    def check_model(self, model: str) -> None:
+        """Raises `model_not_found`, or `no_worker` for a known model that nobody serves now."""
+        snapshot = self._view.snapshot
+        if snapshot.serving(model):
+            return
+        if snapshot.synced and not self._view.knows(model, monotonic()):
+            raise TriremeError(
+                "model_not_found",
+                f"The model `{quoted(model)}` does not exist or you do not have access to it.",
+                param="model",
+            )
+        raise _no_worker(model)
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """`Started` first, `Done` last; close it to abort the request on its worker.
+
+        Raises:
+            TriremeError: instead of a `Failed` event, by the generator.
+        """
+        return self._attempts(request, fingerprint(request), prompt_tokens(request))
+
+    async def embed(self, request: EmbedRequest, timeout_s: float) -> EmbedResponse:
+        """Vectors from any worker that can; goes to the next when one fails."""
+
+        async def ask(worker: WorkerRecord, left_s: float) -> EmbedResponse:
+            fenced = request.model_copy(update=_fence(worker, request.model))
+            return await self._clients[worker.wire].embed(worker, fenced, left_s)
+
+        tokens = sum(1 + len(one) // 4 for one in request.inputs)
+        return await self._call(request.model, tokens, "embeddings", timeout_s, ask)
+
+    async def count(self, request: TokenizeRequest, timeout_s: float) -> tuple[int, int]:
+        """(tokens of the prompt, context length of the model)."""
+
+        async def ask(worker: WorkerRecord, left_s: float) -> tuple[int, int]:
+            return await self._clients[worker.wire].count(worker, request, left_s)
+
+        return await self._call(request.model, 1, None, timeout_s, ask)
+
+    # ---- streams --------------------------------------------------------------------------------
+
+    async def _attempts(
+        self, request: GenerateRequest, prefix: Fingerprint, tokens: int
+    ) -> AsyncGenerator[Event, None]:
+        begun, limit_s = monotonic(), request.deadline_s
+        retry = _Retry(self._budget, self._metrics, request.model)
+        started = False
+        while True:
+            worker = self._choose(request, prefix, tokens, retry)
+            left_s = limit_s - (monotonic() - begun) if limit_s is not None else None
+            if left_s is not None and left_s <= 0:
+                raise TriremeError("deadline_exceeded", "The request took too long.")
+            delivered = False
+            ticket = self.in_flight.begin(worker, tokens)
+            breaker = self._breakers[worker.instance_id]
+            breaker.begin(monotonic())
+            failed: bool | None = None
+            try:
+                async with aclosing(self._stream(worker, request, retry.tries, left_s)) as events:
+                    async for event in events:
+                        if isinstance(event, Started):
+                            breaker.end(False, monotonic())
+                            self._prefixes.record(prefix, worker.instance_id)
+                            if started:
+                                continue
+                            started = True
+                        elif isinstance(event, Prompt | Delta):
+                            delivered = True
+                        yield event
+                return
+            except TriremeError as error:
+                failed = True if error.code in _TRANSPORT_FAILURES else None
+                retry.note(worker, error, delivered)
+            finally:
+                breaker.end(failed, monotonic())
+                self.in_flight.end(ticket)
+
+    async def _stream(
+        self, worker: WorkerRecord, request: GenerateRequest, attempt: int, left_s: float | None
+    ) -> AsyncGenerator[Event, None]:
+        """One worker's events, checked: no gap, a terminal event at the end."""
+        fenced = request.model_copy(
+            update={
+                "request_id": f"{request.request_id}.{attempt}",
+                "deadline_s": left_s,
+                **_fence(worker, request.model),
+            }
+        )
+        expected: defaultdict[int, int] = defaultdict(int)
+        client = self._clients[worker.wire]
+        async with aclosing(client.generate(worker, fenced, lambda: self._lives(worker))) as events:
+            async for event in events:
+                if isinstance(event, Failed):
+                    raise event.error()
+                if isinstance(event, Delta):
+                    if event.pos != expected[event.index]:
+                        raise TriremeError("worker_lost", "The worker's answer has a gap.")
+                    expected[event.index] += len(event.ids)
+                yield event
+                if isinstance(event, Done):
+                    return
+        raise TriremeError("worker_lost", "The worker's answer ended early.")
+
+    def _lives(self, worker: WorkerRecord) -> bool:
+        return worker.instance_id in self._view.snapshot.workers
+
+    def _choose(
+        self, request: GenerateRequest, prefix: Fingerprint, tokens: int, retry: _Retry
+    ) -> WorkerRecord:
+        workers = self._candidates(request.model, retry.tried, _capability(request))
+        if needs_native(request):
+            workers = [w for w in workers if w.wire == "native"] or workers
+        if not workers:
+            raise retry.last or _no_worker(request.model)
+        matched = self._prefixes.matched_tokens(prefix, [w.instance_id for w in workers])
+        return self._best(workers, tokens, matched)
+
+    # ---- calls ----------------------------------------------------------------------------------
+
+    async def _call(
+        self,
+        model: str,
+        tokens: int,
+        capability: Capability | None,
+        timeout_s: float,
+        ask: Callable[[WorkerRecord, float], Awaitable[_Answer]],
+    ) -> _Answer:
+        begun = monotonic()
+        retry = _Retry(self._budget, self._metrics, model)
+        while True:
+            workers = self._candidates(model, retry.tried, capability)
+            if not workers:
+                raise retry.last or _no_worker(model)
+            worker = self._best(workers, tokens, {})
+            left_s = timeout_s - (monotonic() - begun)
+            if left_s <= 0:
+                raise TriremeError("deadline_exceeded", "The request took too long.")
+            ticket = self.in_flight.begin(worker, tokens)
+            breaker = self._breakers[worker.instance_id]
+            breaker.begin(monotonic())
+            failed: bool | None = None
+            try:
+                answer = await ask(worker, left_s)
+                failed = False
+                return answer
+            except TriremeError as error:
+                failed = True if error.code in _TRANSPORT_FAILURES else None
+                retry.note(worker, error, delivered=False)
+            finally:
+                breaker.end(failed, monotonic())
+                self.in_flight.end(ticket)
+
+    # ---- candidates -----------------------------------------------------------------------------
+
+    def _candidates(
+        self, model: str, tried: set[str], capability: Capability | None
+    ) -> list[WorkerRecord]:
+        """Ready workers that were not tried yet, without the ejected ones."""
+        ready = self._view.snapshot.serving(model)
+        able = [w for w in ready if capability is None or _can(w, model, capability)]
+        if ready and not able:
+            message = f"The model `{quoted(model)}` does not do {capability}."
+            raise TriremeError("unsupported_by_model", message, param="model")
+        ejected = self._breakers.ejected((w.instance_id for w in able), monotonic())
+        return [w for w in able if w.instance_id not in tried and w.instance_id not in ejected]
+
+    def _best(
+        self, workers: Sequence[WorkerRecord], tokens: int, matched: Mapping[str, int]
+    ) -> WorkerRecord:
+        now_s = monotonic()
+        trusted = [w for w in workers if not self._breakers.set_aside(w.instance_id, now_s)]
+        workers = trusted or workers
+        query = Query(workers, tokens, self.in_flight.unreported(workers), matched)
+        return self._policy(query, self._rng)[0]
+
+
+class _Retry:
+    """What went wrong with one request so far, and whether it may go on."""
+
+    def __init__(self, budget: RetryBudget, metrics: GatewayMetrics, model: str) -> None:
+        self.tried: set[str] = set()
+        self.tries = 0
+        self.last: TriremeError | None = None
+        self._deaths = 0
+        self._budget = budget
+        self._metrics = metrics
+        self._model = model
+        budget.earn()
+
+    def note(self, worker: WorkerRecord, error: TriremeError, delivered: bool) -> None:
+        """Return when the request may go to another worker, else raise what the client gets."""
+        self.tried.add(worker.instance_id)
+        self.tries += 1
+        self.last = error
+        log.info("worker %s failed a request: %r", worker.instance_id, error)
+        self._deaths += error.code == "worker_lost"
+        if delivered and error.code in _TRANSPORT_FAILURES:
+            raise TriremeError("worker_lost", "The worker failed in the middle of the answer.")
+        if delivered or not error.spec.retryable:
+            raise error
+        if self._deaths >= MAX_DEATHS:
+            message = "Two workers died while they served this request; it is not tried again."
+            raise TriremeError("request_quarantined", message) from error
+        if self.tries > MAX_RETRIES or not self._budget.spend():
+            raise error
+        self._metrics.retried(self._model, error.code)
+
+
+def _fence(worker: WorkerRecord, model: str) -> dict[str, str | None]:
+    if worker.wire != "native":
+        return {}
+    record = worker.model(model)
+    return {
+        "instance_id": worker.instance_id,
+        "digest": record.digest or None if record is not None else None,
+    }
+
+
+def _capability(request: GenerateRequest) -> Capability:
+    return "chat" if request.conv_stops else "completions"
+
+
+def _can(worker: WorkerRecord, model: str, capability: Capability) -> bool:
+    record = worker.model(model)
+    return record is not None and capability in record.capabilities
+
+
+def _no_worker(model: str) -> TriremeError:
+    message = f"No worker serves the model `{quoted(model)}` right now."
+    return TriremeError("no_worker", message, retry_after_s=NO_WORKER_RETRY_S)

@@ -1,0 +1,112 @@
+"""What every request passes before a route: its id, the catch-all for faults, authentication.
+
+Pure ASGI, so that streams and disconnects pass through untouched. Knows no route but the open
+health paths.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from time import perf_counter
+from typing import Final
+
+import shortuuid
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.errors import error_response
+from protocol.errors import TriremeError
+from trireme.service import logs
+from trireme.service.auth import TokenSet, bearer
+from trireme.service.health import HEALTH_PATHS
+
+log = logging.getLogger(__name__)
+
+_ID: Final = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first header of that lower-case name; bytes that are no UTF-8 are kept as surrogates."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return bytes(value).decode("utf-8", "surrogateescape")
+    return None
+
+
+def request_id_of(given: str | None) -> str:
+    """The client's id when it is short and plain, else a new one."""
+    if given is not None and _ID.fullmatch(given):
+        return given
+    return "req-" + str(shortuuid.uuid())
+
+
+class RequestContext:
+    """Outermost: sets the request id, echoes it, answers 500 for a fault, reports the outcome.
+
+    Args:
+        finished: called once a request with (scope, status, seconds); status 499 means that the
+            client was gone before an answer.
+    """
+
+    def __init__(self, app: ASGIApp, finished: Callable[[Scope, int, float], None]) -> None:
+        self._app = app
+        self._finished = finished
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = request_id_of(header(scope, b"x-request-id"))
+        scope.setdefault("state", {})["request_id"] = request_id
+        token = logs.request_id.set(request_id)
+        status, begun = 499, perf_counter()
+        id_header = (b"x-request-id", request_id.encode())
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), id_header]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("request failed")
+            if status != 499:
+                raise
+            fault = TriremeError("internal_error", "The gateway failed; its log has the reason.")
+            await error_response(fault)(scope, receive, send_with_id)
+        finally:
+            self._finished(scope, status, perf_counter() - begun)
+            logs.request_id.reset(token)
+
+
+class Authentication:
+    """Denies by default: only the health paths are open when there are keys."""
+
+    def __init__(self, app: ASGIApp, keys: TokenSet) -> None:
+        self._app = app
+        self._keys = keys
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or scope.get("path") in HEALTH_PATHS:
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # there is no websocket route
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        key = bearer(header(scope, b"authorization"))
+        scope.setdefault("state", {})["api_key"] = key
+        if self._keys.accepts(key):
+            await self._app(scope, receive, send)
+        elif key is None:
+            message = "You didn't provide an API key: send it as 'Authorization: Bearer <key>'."
+            await error_response(TriremeError("missing_api_key", message))(scope, receive, send)
+        else:
+            message = "Incorrect API key provided."
+            await error_response(TriremeError("invalid_api_key", message))(scope, receive, send)

@@ -1,0 +1,126 @@
+"""Keeps a `FleetView` fresh: one long poll a controller, probes of suspects. All I/O is here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterable
+from random import Random
+from time import monotonic
+from typing import Final
+
+import aiohttp
+from pydantic import ValidationError
+
+from gateway.fleet_view import FleetView
+from protocol.fleet import FleetSnapshot, WorkerRecord
+
+log = logging.getLogger(__name__)
+
+POLL_WAIT_S: Final = 5.0
+POLL_SLACK_S: Final = 3.0
+MIN_GAP_S: Final = 0.05
+FIRST_BACKOFF_S: Final = 0.1
+MAX_BACKOFF_S: Final = 2.0
+PROBE_EVERY_S: Final = 1.0
+PROBE_TIMEOUT_S: Final = 1.0
+
+_PROBES: Final = {"native": ("GET", "/health"), "fastchat": ("POST", "/worker_get_status")}
+
+
+class FleetWatch:
+    """Background tasks between `start` and `stop`.
+
+    Args:
+        view: what is kept fresh.
+        controllers: base URLs.
+        session: HTTP client, owned by the caller.
+        cluster_token: sent to controllers and workers when not empty.
+        changed: called after every change of the view.
+    """
+
+    def __init__(
+        self,
+        view: FleetView,
+        controllers: Iterable[str],
+        session: aiohttp.ClientSession,
+        cluster_token: str,
+        changed: Callable[[], None],
+    ) -> None:
+        self._view = view
+        self._controllers = tuple(controllers)
+        self._session = session
+        self._headers = {"Authorization": f"Bearer {cluster_token}"} if cluster_token else {}
+        self._changed = changed
+        self._tasks: list[asyncio.Task[None]] = []
+        self._random = Random()
+
+    def start(self) -> None:
+        """Begin to poll; needs a running loop."""
+        loops = [self._follow(controller) for controller in self._controllers]
+        self._tasks = [asyncio.create_task(loop) for loop in [*loops, self._probe_suspects()]]
+
+    async def stop(self) -> None:
+        """End all tasks and wait for them."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow(self, controller: str) -> None:
+        last: FleetSnapshot | None = None
+        backoff_s = FIRST_BACKOFF_S
+        while True:
+            try:
+                last = await self._poll(controller, last)
+            except (aiohttp.ClientError, OSError, TimeoutError, ValidationError) as error:
+                if last is not None or backoff_s == FIRST_BACKOFF_S:
+                    log.warning("controller %s does not answer: %r", controller, error)
+                last = None
+                self._view.unreachable(controller, monotonic())
+                self._changed()
+                await asyncio.sleep(backoff_s * self._random.uniform(0.5, 1.0))
+                backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
+                continue
+            backoff_s = FIRST_BACKOFF_S
+            self._view.observe(controller, last, monotonic())
+            self._changed()
+            await asyncio.sleep(MIN_GAP_S)
+
+    async def _poll(self, controller: str, last: FleetSnapshot | None) -> FleetSnapshot:
+        """The next snapshot; the first poll of a connection does not wait."""
+        known = {"after": str(last.version), "epoch": last.epoch} if last is not None else {}
+        wait_s = POLL_WAIT_S if last is not None else 0.0
+        async with self._session.get(
+            f"{controller}/fleet",
+            params={**known, "wait_s": str(wait_s)},
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(total=wait_s + POLL_SLACK_S),
+            allow_redirects=False,
+        ) as response:
+            response.raise_for_status()
+            return FleetSnapshot.model_validate_json(await response.read())
+
+    async def _probe_suspects(self) -> None:
+        while True:
+            await asyncio.sleep(PROBE_EVERY_S)
+            suspects = self._view.suspects()
+            alive = await asyncio.gather(*map(self._answers, suspects))
+            for suspect, answered in zip(suspects, alive, strict=True):
+                if not answered:
+                    log.warning("worker %s is gone", suspect.instance_id)
+                    self._view.probe_failed(suspect.instance_id, monotonic())
+                    self._changed()
+
+    async def _answers(self, worker: WorkerRecord) -> bool:
+        method, path = _PROBES[worker.wire]
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+            async with self._session.request(
+                method,
+                worker.address + path,
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S),
+                allow_redirects=False,
+            ) as response:
+                return response.status < 500
+        return False

@@ -1,0 +1,72 @@
+"""Runs several async generators at once as one; closes all of them, whatever happens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+_T = TypeVar("_T")
+
+_BUFFERED_ITEMS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """A source is exhausted, or failed."""
+
+    error: Exception | None = None
+
+
+async def merged(
+    sources: Sequence[AsyncGenerator[_T, None]], at_once: int
+) -> AsyncGenerator[tuple[int, _T], None]:
+    """(number of the source, item) as they come; the first error of a source is raised.
+
+    Args:
+        at_once: how many sources run at the same time; the others wait for their turn.
+    """
+    if len(sources) == 1:
+        async with aclosing(sources[0]) as only:
+            async for item in only:
+                yield 0, item
+        return
+    queue: asyncio.Queue[tuple[int, _T] | _End] = asyncio.Queue(_BUFFERED_ITEMS)
+    turns = asyncio.Semaphore(at_once)
+    tasks = [
+        asyncio.create_task(_pump(number, source, queue, turns))
+        for number, source in enumerate(sources)
+    ]
+    running = len(tasks)
+    try:
+        while running:
+            found = await queue.get()
+            if not isinstance(found, _End):
+                yield found
+                continue
+            if found.error is not None:
+                raise found.error
+            running -= 1
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _pump(
+    number: int,
+    source: AsyncGenerator[_T, None],
+    queue: asyncio.Queue[tuple[int, _T] | _End],
+    turns: asyncio.Semaphore,
+) -> None:
+    end = _End()
+    async with turns:
+        try:
+            async with aclosing(source):
+                async for item in source:
+                    await queue.put((number, item))
+        except Exception as error:
+            end = _End(error)
+    await queue.put(end)

@@ -1,0 +1,135 @@
+"""The gateway's Prometheus series. Labels hold routes, models of the fleet and codes only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from gateway.breaker import BreakerState
+from gateway.fleet_view import Snapshot
+
+_FAST: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SLOW: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_BREAKER_VALUES: Final[Mapping[str, int]] = {"closed": 0, "half_open": 1, "open": 2}
+
+UNKNOWN_MODEL: Final = "unknown"
+
+
+class GatewayMetrics:
+    """One registry an app; `registry` is what /metrics shows."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "trireme_gateway_requests",
+            "Requests answered, by route, model and HTTP status (499: the client was gone).",
+            ["route", "model", "status"],
+            registry=self.registry,
+        )
+        self._retries = Counter(
+            "trireme_gateway_retries",
+            "Requests sent to another worker before their first token, by why.",
+            ["model", "reason"],
+            registry=self.registry,
+        )
+        self._lost = Counter(
+            "trireme_gateway_broken_streams",
+            "Streams that ended in an error event after their status was sent.",
+            ["model", "code"],
+            registry=self.registry,
+        )
+        self.running = Gauge(
+            "trireme_gateway_requests_in_flight",
+            "Generation requests that are being served.",
+            registry=self.registry,
+        )
+        self._ttft = Histogram(
+            "trireme_gateway_time_to_first_token_seconds",
+            "From arrival to the first text of an answer.",
+            ["model"],
+            buckets=_FAST,
+            registry=self.registry,
+        )
+        self._itl = Histogram(
+            "trireme_gateway_inter_token_latency_seconds",
+            "Between two deltas of an answer.",
+            ["model"],
+            buckets=(0.001, 0.0025, *_FAST),
+            registry=self.registry,
+        )
+        self._e2e = Histogram(
+            "trireme_gateway_e2e_request_latency_seconds",
+            "From arrival to the last byte.",
+            ["model"],
+            buckets=_SLOW,
+            registry=self.registry,
+        )
+
+    def finished(self, route: str, model: str, status: int, seconds: float) -> None:
+        self._requests.labels(route, model, str(status)).inc()
+        if model != UNKNOWN_MODEL:
+            self._e2e.labels(model).observe(seconds)
+
+    def retried(self, model: str, reason: str) -> None:
+        self._retries.labels(model, reason).inc()
+
+    def broke(self, model: str, code: str) -> None:
+        self._lost.labels(model, code).inc()
+
+    def tokens(self, model: str, arrived_s: float) -> TokenTimes:
+        return TokenTimes(self._ttft.labels(model), self._itl.labels(model), arrived_s)
+
+    def show_fleet(
+        self, snapshot: Callable[[], Snapshot], breakers: Callable[[], Mapping[str, BreakerState]]
+    ) -> None:
+        """Series that are read off the fleet at the time of the scrape."""
+        self.registry.register(_FleetCollector(snapshot, breakers))
+
+
+class TokenTimes:
+    """Observes the times of one answer's deltas; times are `perf_counter` seconds."""
+
+    def __init__(self, first: Histogram, between: Histogram, arrived_s: float) -> None:
+        self._first = first
+        self._between = between
+        self._last_s = arrived_s
+        self._begun = False
+
+    def delta(self, now_s: float) -> None:
+        (self._between if self._begun else self._first).observe(now_s - self._last_s)
+        self._begun, self._last_s = True, now_s
+
+
+class _FleetCollector(Collector):
+    def __init__(
+        self, snapshot: Callable[[], Snapshot], breakers: Callable[[], Mapping[str, BreakerState]]
+    ) -> None:
+        self._snapshot = snapshot
+        self._breakers = breakers
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        snapshot = self._snapshot()
+        workers = GaugeMetricFamily(
+            "trireme_gateway_fleet_workers", "Workers known, by state.", labels=["state"]
+        )
+        states = [worker.state for worker in snapshot.workers.values()]
+        for state in ("starting", "ready", "draining", "failed"):
+            workers.add_metric([state], states.count(state))
+        yield workers
+        yield GaugeMetricFamily(
+            "trireme_gateway_fleet_stale",
+            "1 while no controller is reachable.",
+            value=int(snapshot.stale),
+        )
+        breakers = GaugeMetricFamily(
+            "trireme_gateway_worker_breaker_state",
+            "0 closed, 1 half-open, 2 open.",
+            labels=["worker"],
+        )
+        for instance_id, state in self._breakers().items():
+            breakers.add_metric([instance_id], _BREAKER_VALUES[state])
+        yield breakers

@@ -1,0 +1,343 @@
+"""Events become OpenAI's chunks, or by their fold one answer. Pure; the same rules for both.
+
+A renderer is made for one request. `chunks` gives the frames of an event; `answer` is the whole
+answer once all events were given to `add`. Choice `p * n + i` is choice i of prompt p.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import orjson
+
+from gateway.logprobs import LegacyLogprobs, chat_logprobs, joined, prompt_logprobs
+from protocol.framing import sse
+from protocol.generation import Delta, Done, Event, FinishReason, Prompt, Started
+from protocol.openai import ChatCompletionResponse, CompletionResponse, StreamOptions
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerHead:
+    """What an answer and each of its frames begin with.
+
+    Attributes:
+        id: of the whole answer, such as `chatcmpl-…`.
+        created: unix seconds.
+        n: choices a prompt.
+        prompts: how many prompts there are.
+    """
+
+    id: str
+    created: int
+    model: str
+    n: int = 1
+    prompts: int = 1
+
+
+@dataclass(slots=True)
+class _Choice:
+    """The fold of one choice."""
+
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    prompt_logprobs: list[dict[str, Any] | None] | None = None
+    finish_reason: FinishReason | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def all_logprobs(self) -> dict[str, Any] | None:
+        return joined(self.logprobs) if self.logprobs else None
+
+
+class Renderer(ABC):
+    """What chat and completions have in common.
+
+    Args:
+        options: the request's `stream_options`.
+        prompt_logprobs: whether the answer shows those.
+        as_ids: whether tokens are named `token_id:<id>`.
+    """
+
+    object_name: ClassVar[str]
+    chunk_name: ClassVar[str]
+
+    def __init__(
+        self,
+        head: AnswerHead,
+        *,
+        options: StreamOptions | None = None,
+        prompt_logprobs: bool = False,
+        as_ids: bool = False,
+    ) -> None:
+        self._head = head
+        self._options = options or StreamOptions()
+        self._shows_prompt_logprobs = prompt_logprobs
+        self._as_ids = as_ids
+        self._fingerprint: str | None = None
+        self._started: dict[int, int] = {}
+        self._done: dict[int, Done] = {}
+        self._generated = 0
+        self._choices = [_Choice() for _ in range(head.n * head.prompts)]
+
+    # ---- the fold -------------------------------------------------------------------------------
+
+    def add(self, prompt: int, event: Event) -> None:
+        """Take an event of the prompt of that number."""
+        self._note(prompt, event)
+        if isinstance(event, Prompt):
+            for index in self._indexes(prompt):
+                choice = self._choices[index]
+                for text, logprobs in self._echo_pieces(index, event):
+                    choice.texts.append(text)
+                    choice.logprobs += [logprobs] if logprobs else []
+                if self._shows_prompt_logprobs:
+                    choice.prompt_logprobs = prompt_logprobs(event.logprobs or [])
+        elif isinstance(event, Delta):
+            index = prompt * self._head.n + event.index
+            choice = self._choices[index]
+            choice.texts.append(event.text)
+            if event.logprobs is not None:
+                choice.logprobs.append(self._logprobs(index, event))
+            choice.finish_reason = event.finish_reason or choice.finish_reason
+
+    @abstractmethod
+    def answer(self) -> bytes:
+        """The whole answer as JSON."""
+
+    # ---- the stream -----------------------------------------------------------------------------
+
+    def chunks(self, prompt: int, event: Event) -> list[bytes]:
+        """The server-sent events of an event; some have none."""
+        self._note(prompt, event)
+        if isinstance(event, Started):
+            return [
+                self._frame(choice)
+                for index in self._indexes(prompt)
+                for choice in self._openings(index)
+            ]
+        if isinstance(event, Prompt):
+            return [
+                self._frame(self._piece(index, text, logprobs, None))
+                for index in self._indexes(prompt)
+                for text, logprobs in self._echo_pieces(index, event)
+            ]
+        if not isinstance(event, Delta):
+            return []
+        index = prompt * self._head.n + event.index
+        logprobs = self._logprobs(index, event) if event.logprobs else None
+        if not event.text and logprobs is None and event.finish_reason is None:
+            return []
+        return [self._frame(self._piece(index, event.text, logprobs, event.finish_reason))]
+
+    def last_chunk(self) -> bytes | None:
+        """The frame with the usage, when it was asked for."""
+        if not self._options.include_usage:
+            return None
+        return sse(
+            orjson.dumps({**self._base(self.chunk_name), "choices": [], "usage": self.usage})
+        )
+
+    # ---- what both need -------------------------------------------------------------------------
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """So far: a prompt counts once, however many choices it has."""
+        prompt_tokens = sum(self._started.values())
+        completion_tokens = self._generated
+        if len(self._done) == self._head.prompts:
+            prompt_tokens = sum(done.prompt_tokens for done in self._done.values())
+            completion_tokens = sum(done.completion_tokens for done in self._done.values())
+        return {
+            "prompt_tokens": prompt_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "completion_tokens": completion_tokens,
+            "prompt_tokens_details": {
+                "cached_tokens": sum(done.cached_tokens for done in self._done.values())
+            },
+        }
+
+    def _note(self, prompt: int, event: Event) -> None:
+        if isinstance(event, Started):
+            self._started[prompt] = event.prompt_tokens
+            if event.digest:
+                self._fingerprint = "fp_" + event.digest[:12]
+        elif isinstance(event, Delta):
+            self._generated += len(event.ids)
+        elif isinstance(event, Done):
+            self._done[prompt] = event
+
+    def _indexes(self, prompt: int) -> range:
+        return range(prompt * self._head.n, (prompt + 1) * self._head.n)
+
+    def _base(self, name: str) -> dict[str, Any]:
+        head = self._head
+        return {
+            "id": head.id,
+            "object": name,
+            "created": head.created,
+            "model": head.model,
+            "system_fingerprint": self._fingerprint,
+        }
+
+    def _frame(self, choice: Mapping[str, Any]) -> bytes:
+        frame = {**self._base(self.chunk_name), "choices": [choice]}
+        if self._options.continuous_usage_stats and self._options.include_usage:
+            frame["usage"] = self.usage
+        elif self._options.include_usage:
+            frame["usage"] = None
+        return sse(orjson.dumps(frame))
+
+    @abstractmethod
+    def _openings(self, index: int) -> list[dict[str, Any]]:
+        """The choice's frames before any token."""
+
+    @abstractmethod
+    def _echo_pieces(self, index: int, event: Prompt) -> list[tuple[str, dict[str, Any] | None]]:
+        """What the prompt adds to a choice: (text, log probabilities)."""
+
+    @abstractmethod
+    def _piece(
+        self,
+        index: int,
+        text: str,
+        logprobs: dict[str, Any] | None,
+        finish_reason: FinishReason | None,
+    ) -> dict[str, Any]:
+        """A choice of a frame."""
+
+    @abstractmethod
+    def _logprobs(self, index: int, event: Delta) -> dict[str, Any]:
+        """The log probabilities of a delta, which has some."""
+
+
+class ChatRenderer(Renderer):
+    """/v1/chat/completions.
+
+    Args:
+        lead: text that stands before every choice's own (`echo`).
+    """
+
+    object_name = "chat.completion"
+    chunk_name = "chat.completion.chunk"
+
+    def __init__(self, head: AnswerHead, *, lead: str = "", **options: Any) -> None:
+        super().__init__(head, **options)
+        self._lead = lead
+
+    def answer(self) -> bytes:
+        choices = [
+            {
+                "index": index,
+                "message": {
+                    "role": "assistant",
+                    "content": self._lead + choice.text,
+                    "refusal": None,
+                },
+                "logprobs": choice.all_logprobs,
+                "finish_reason": choice.finish_reason,
+            }
+            for index, choice in enumerate(self._choices)
+        ]
+        fields = {**self._base(self.object_name), "choices": choices, "usage": self.usage}
+        if self._shows_prompt_logprobs:
+            fields["prompt_logprobs"] = self._choices[0].prompt_logprobs
+        return ChatCompletionResponse.model_validate(fields).to_json()
+
+    def _openings(self, index: int) -> list[dict[str, Any]]:
+        role = {
+            "index": index,
+            "delta": {"role": "assistant"},
+            "logprobs": None,
+            "finish_reason": None,
+        }
+        return [role, self._piece(index, self._lead, None, None)] if self._lead else [role]
+
+    def _echo_pieces(self, index: int, event: Prompt) -> list[tuple[str, dict[str, Any] | None]]:
+        return []
+
+    def _piece(
+        self,
+        index: int,
+        text: str,
+        logprobs: dict[str, Any] | None,
+        finish_reason: FinishReason | None,
+    ) -> dict[str, Any]:
+        delta = {"content": text} if text or logprobs else {}
+        return {
+            "index": index,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+
+    def _logprobs(self, index: int, event: Delta) -> dict[str, Any]:
+        return chat_logprobs(event.logprobs or [], as_ids=self._as_ids)
+
+
+class CompletionRenderer(Renderer):
+    """/v1/completions.
+
+    Args:
+        echo: put the prompt before each choice.
+        logprobs: whether choices show log probabilities.
+    """
+
+    object_name = "text_completion"
+    chunk_name = "text_completion"
+
+    def __init__(
+        self, head: AnswerHead, *, echo: bool = False, logprobs: bool = False, **options: Any
+    ) -> None:
+        super().__init__(head, **options)
+        self._echo = echo
+        self._shows_logprobs = logprobs
+        self._arrays: defaultdict[int, LegacyLogprobs] = defaultdict(
+            lambda: LegacyLogprobs(as_ids=self._as_ids)
+        )
+
+    def answer(self) -> bytes:
+        choices = []
+        for index, choice in enumerate(self._choices):
+            fields = self._piece(index, choice.text, choice.all_logprobs, choice.finish_reason)
+            if self._shows_prompt_logprobs:
+                fields["prompt_logprobs"] = choice.prompt_logprobs
+            choices.append(fields)
+        answer = {**self._base(self.object_name), "choices": choices, "usage": self.usage}
+        return CompletionResponse.model_validate(answer).to_json()
+
+    def _openings(self, index: int) -> list[dict[str, Any]]:
+        return []
+
+    def _echo_pieces(self, index: int, event: Prompt) -> list[tuple[str, dict[str, Any] | None]]:
+        if not self._echo:
+            return []
+        arrays = None
+        if event.logprobs and self._shows_logprobs:
+            arrays = self._arrays[index].arrays(event.logprobs)
+        else:
+            self._arrays[index].skip(event.text)
+        return [(event.text, arrays)]
+
+    def _piece(
+        self,
+        index: int,
+        text: str,
+        logprobs: dict[str, Any] | None,
+        finish_reason: FinishReason | None,
+    ) -> dict[str, Any]:
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+
+    def _logprobs(self, index: int, event: Delta) -> dict[str, Any]:
+        return self._arrays[index].arrays(event.logprobs or [])

@@ -1,0 +1,57 @@
+"""POST /api/v1/token_check: whether prompts fit their model."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from fastapi import APIRouter, Request, Response
+
+from gateway.connection import while_connected
+from gateway.openapi import body_of
+from gateway.state import admit, arrival_of, gateway_of, read
+from protocol.generation import TokenizeRequest
+from protocol.openai import (
+    TokenCheckItem,
+    TokenCheckPrompt,
+    TokenCheckRequest,
+    TokenCheckResponse,
+)
+
+router = APIRouter(tags=["tokens"])
+
+AT_ONCE: Final = 8
+
+
+@router.post(
+    "/api/v1/token_check",
+    response_model=TokenCheckResponse,
+    openapi_extra=body_of(TokenCheckRequest),
+)
+async def token_check(request: Request) -> Response:
+    """Counts each prompt's tokens and says whether `max_tokens` more fit into the context."""
+    asked = await read(request, TokenCheckRequest)
+    timeout_s = arrival_of(request).deadline_s
+    for prompt in asked.prompts:
+        admit(request, prompt.model)
+    turns = asyncio.Semaphore(AT_ONCE)
+    dispatcher = gateway_of(request).dispatcher
+
+    async def check(prompt: TokenCheckPrompt) -> TokenCheckItem:
+        async with turns:
+            wanted = TokenizeRequest(model=prompt.model, prompt=prompt.prompt)
+            tokens, context = await dispatcher.count(wanted, timeout_s)
+        fits = tokens + prompt.max_tokens <= context
+        return TokenCheckItem(fits=fits, tokenCount=tokens, contextLength=context)
+
+    async def check_all() -> list[TokenCheckItem]:
+        tasks = [asyncio.create_task(check(prompt)) for prompt in asked.prompts]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    found = TokenCheckResponse(prompts=await while_connected(request, check_all()))
+    return Response(found.to_json(), media_type="application/json")

@@ -1,0 +1,94 @@
+"""What the routes share: built once by `gateway.app`, reached by `gateway_of(request)`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from types import MappingProxyType
+from typing import TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel
+
+from gateway.body import parse, read_body
+from gateway.config import GatewaySettings
+from gateway.deadline import deadline_s
+from gateway.dispatch import Dispatcher
+from gateway.fleet_view import FleetView
+from gateway.metrics import GatewayMetrics
+from trireme.service.auth import digest
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """The parts of a running gateway.
+
+    Attributes:
+        has_keys: whether clients are told apart by API keys.
+        created: unix seconds of the start, shown by the model cards.
+    """
+
+    settings: GatewaySettings
+    view: FleetView
+    dispatcher: Dispatcher
+    metrics: GatewayMetrics
+    has_keys: bool
+    created: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What a request brings beside its body.
+
+    Attributes:
+        request_id: the client's or ours.
+        cache_salt: tells tenants apart without telling their keys; empty when there are none.
+        deadline_s: seconds that the request may take.
+        arrived_s: `perf_counter` seconds.
+    """
+
+    request_id: str
+    cache_salt: str
+    deadline_s: float
+    arrived_s: float
+
+
+def gateway_of(request: Request) -> Gateway:
+    gateway: Gateway = request.app.state.gateway
+    return gateway
+
+
+def arrival_of(request: Request) -> Arrival:
+    """Raises TriremeError for a malformed `x-request-timeout-ms`."""
+    gateway = gateway_of(request)
+    key = request.scope["state"].get("api_key") if gateway.has_keys else None
+    return Arrival(
+        request_id=request.scope["state"]["request_id"],
+        cache_salt=digest(key).hex()[:16] if key else "",
+        deadline_s=deadline_s(
+            request.headers.get("x-request-timeout-ms"), gateway.settings.request_timeout_s
+        ),
+        arrived_s=perf_counter(),
+    )
+
+
+async def read(
+    request: Request, model: type[_Model], defaults: Mapping[str, str] = MappingProxyType({})
+) -> _Model:
+    """The request's body as `model`.
+
+    Args:
+        defaults: fields taken where the body has none, or null.
+    """
+    settings = gateway_of(request).settings
+    body = await read_body(request, settings.max_body_bytes)
+    return parse(body, model, lenient=settings.lenient, defaults=defaults)
+
+
+def admit(request: Request, model: str) -> None:
+    """Check that the model can be served; from here on metrics may name it."""
+    gateway_of(request).dispatcher.check_model(model)
+    request.scope["state"]["model"] = model

@@ -1,0 +1,138 @@
+"""OpenAI requests become requests of the native wire. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from protocol.errors import TriremeError
+from protocol.fleet import ModelRecord
+from protocol.generation import EmbedRequest, GenerateRequest, SamplingParams
+from protocol.openai import (
+    ChatCompletionRequest,
+    ChatMessage,
+    CompletionRequest,
+    EmbeddingsRequest,
+)
+
+
+def chat_request(
+    request: ChatCompletionRequest, *, request_id: str, deadline_s: float, cache_salt: str
+) -> GenerateRequest:
+    """One request; a text in place of messages (the seed's /api/v1) is a rendered prompt."""
+    messages: list[ChatMessage] | str = request.messages
+    rendered = messages if isinstance(messages, str) else None
+    going_on = request.continue_final_message
+    return GenerateRequest(
+        request_id=request_id,
+        model=request.model,
+        messages=None if isinstance(messages, str) else [_turn(one) for one in messages],
+        prompt=rendered,
+        add_generation_prompt=request.add_generation_prompt and not going_on,
+        continue_final_message=going_on,
+        chat_template_kwargs=request.chat_template_kwargs,
+        conv_stops=True,
+        sampling=_sampling(
+            request, logprobs=(request.top_logprobs or 0) if request.logprobs else None
+        ),
+        deadline_s=deadline_s,
+        cache_salt=cache_salt,
+        priority=request.priority,
+    )
+
+
+def completion_requests(
+    request: CompletionRequest, *, request_id: str, deadline_s: float, cache_salt: str
+) -> list[GenerateRequest]:
+    """One request a prompt; choice i of prompt p is choice p * n + i of the answer."""
+    sampling = _sampling(request, logprobs=request.logprobs)
+    return [
+        GenerateRequest(
+            request_id=f"{request_id}-{number}",
+            model=request.model,
+            prompt=prompt if isinstance(prompt, str) else None,
+            prompt_ids=None if isinstance(prompt, str) else prompt,
+            add_special_tokens=request.add_special_tokens,
+            sampling=sampling,
+            echo=request.echo,
+            deadline_s=deadline_s,
+            cache_salt=cache_salt,
+            priority=request.priority,
+        )
+        for number, prompt in enumerate(request.prompt)
+    ]
+
+
+def embed_request(request: EmbeddingsRequest, *, request_id: str) -> EmbedRequest:
+    return EmbedRequest(
+        request_id=request_id,
+        model=request.model,
+        inputs=request.input,
+        dimensions=request.dimensions,
+    )
+
+
+def echoed_text(request: ChatCompletionRequest) -> str:
+    """What `echo` puts before a chat answer: the last message, when it is the assistant's."""
+    messages: list[ChatMessage] | str = request.messages
+    if not request.echo or isinstance(messages, str):
+        return ""
+    last = messages[-1]
+    return last.text if last.role == "assistant" else ""
+
+
+def _sampling(
+    request: ChatCompletionRequest | CompletionRequest, *, logprobs: int | None
+) -> SamplingParams:
+    best_of = request.best_of if isinstance(request, CompletionRequest) else None
+    return SamplingParams(
+        n=request.n,
+        best_of=best_of,
+        max_tokens=request.token_limit,
+        min_tokens=request.min_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        min_p=request.min_p,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        repetition_penalty=request.repetition_penalty,
+        length_penalty=request.length_penalty,
+        use_beam_search=request.use_beam_search,
+        logit_bias=request.logit_bias,
+        seed=request.seed,
+        stop=request.stop,
+        stop_token_ids=request.stop_token_ids,
+        include_stop_str_in_output=request.include_stop_str_in_output,
+        ignore_eos=request.ignore_eos,
+        skip_special_tokens=request.skip_special_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=request.prompt_logprobs,
+    )
+
+
+def _turn(message: ChatMessage) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.text}
+    for name in ("name", "tool_calls", "tool_call_id", "reasoning_content"):
+        value = getattr(message, name)
+        if value is not None:
+            turn[name] = value
+    return turn
+
+
+def check_limits(
+    request: ChatCompletionRequest | CompletionRequest, record: ModelRecord | None
+) -> None:
+    """Refuse more completion tokens than the model has room for.
+
+    Raises:
+        TriremeError: `invalid_value` for `max_tokens`.
+    """
+    room, wanted = record.context_length if record else 0, request.token_limit
+    if not room or wanted is None or wanted <= room:
+        return
+    raise TriremeError(
+        "invalid_value",
+        f"max_tokens is too large: {wanted}. This model supports at most {room} completion "
+        f"tokens, whereas you provided {wanted}.",
+        param="max_tokens",
+    )

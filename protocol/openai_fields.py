@@ -1,0 +1,153 @@
+"""Field types of the OpenAI requests: normalised at the edge, refused with our own codes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+MAX_INPUTS: Final = 2048
+MAX_CHOICES: Final = 2048
+"""Bound of n x prompts, checked before anything is allocated."""
+
+_T = TypeVar("_T")
+
+
+def fault(code: str, message: str, at: str | None = None) -> PydanticCustomError:
+    """A validation error whose type is a taxonomy code."""
+    # pydantic asks for literals, for translators; ours come from the taxonomy
+    return PydanticCustomError(code, "{message}", {"message": message, "at": at})
+
+
+def only(*allowed: object) -> AfterValidator:
+    """Accept the values that ask for nothing, refuse the rest by name."""
+
+    def check(value: _T) -> _T:
+        if value not in allowed:
+            shown = ", ".join(repr(one) for one in allowed)
+            raise fault("unsupported_parameter", f"only {shown} is supported here.")
+        return value
+
+    return AfterValidator(check)
+
+
+def refuse(value: Any) -> Any:
+    raise fault("unsupported_parameter", "it is not supported yet.")
+
+
+Unsupported: TypeAlias = Annotated[Any, BeforeValidator(refuse)]
+"""A known field that asks for what this stack does not do: refused unless it is null."""
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _logit_bias(value: Any) -> dict[str, float]:
+    if not isinstance(value, dict):
+        raise fault("invalid_type", "expected an object of token ids and biases.")
+    if len(value) > 1024:
+        raise fault("invalid_value", f"at most 1024 entries are allowed, got {len(value)}.")
+    for token, bias in value.items():
+        if not (token.isascii() and token.isdecimal() and len(token) <= 10):
+            raise fault("invalid_value", f"keys must be token ids, got {token[:100]!r}.")
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+            raise fault("invalid_value", "biases must be numbers from -100 to 100.")
+    return {str(int(token)): float(bias) for token, bias in value.items()}
+
+
+def _token_ids(value: list[Any]) -> list[int]:
+    if not value:
+        raise fault("empty_array", "expected at least one token id, got an empty array.")
+    for token in value:
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise fault("invalid_type", "expected token ids to be integers.")
+        if not 0 <= token < 2**31:
+            raise fault("invalid_value", f"token id {str(token)[:20]} is out of range.")
+    return value
+
+
+def _inputs(value: Any) -> list[str | list[int]]:
+    """A text, a list of texts, token ids, or a list of token ids: always a list of inputs."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list):
+        raise fault("invalid_type", "expected a string or an array.")
+    if value and isinstance(value[0], int | float):
+        return [_token_ids(value)]
+    if not value:
+        raise fault("empty_array", "expected at least one item, got an empty array.")
+    if len(value) > MAX_INPUTS:
+        raise fault(
+            "array_above_max_length", f"expected at most {MAX_INPUTS} items, got {len(value)}."
+        )
+    inputs: list[str | list[int]] = []
+    for item in value:
+        if not isinstance(item, str | list):
+            raise fault("invalid_type", "expected strings or arrays of token ids.")
+        inputs.append(item if isinstance(item, str) else _token_ids(item))
+    return inputs
+
+
+_IDS_SCHEMA = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+Inputs: TypeAlias = Annotated[
+    list[str | list[int]],
+    PlainValidator(_inputs),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "array",
+                    "minItems": 1,
+                    "maxItems": MAX_INPUTS,
+                    "items": {"anyOf": [{"type": "string"}, _IDS_SCHEMA]},
+                },
+                _IDS_SCHEMA,
+            ]
+        }
+    ),
+]
+LogitBias: TypeAlias = Annotated[
+    dict[str, float],
+    PlainValidator(_logit_bias),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+        }
+    ),
+]
+Stops: TypeAlias = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=1024)]],
+    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+    Field(max_length=4),
+]
+Penalty: TypeAlias = Annotated[float, Field(ge=-2, le=2)]
+
+
+class RequestFields(BaseModel):
+    """Strict, closed; an explicit null means the default wherever there is one."""
+
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_default(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {k: v for k, v in fields.items() if v is not None or k not in optional}
