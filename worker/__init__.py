@@ -1,1 +1,1 @@
-"""The worker: runs one model, serves the native and the FastChat wire, registers with controllers."""
+"""The worker: runs one model, serves the native and the FastChat wire, registers itself."""

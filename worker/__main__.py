@@ -1,0 +1,54 @@
+"""`python -m worker`: flags and environment in, an exit code out. Only this file reads argv."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+from trireme.service.settings import EXIT_MODEL, load_settings
+from worker.config import Settings
+from worker.engine.protocol import ModelLoadError
+
+
+def main() -> NoReturn:
+    """Run a worker until a signal ends it."""
+    settings = load_settings(Settings)
+    try:
+        settings.check_model_path()
+    except ModelLoadError as error:
+        sys.stderr.write(f"python -m worker: {error}\n")
+        raise SystemExit(EXIT_MODEL) from error
+    raise SystemExit(_serve(settings))
+
+
+def _serve(settings: Settings) -> int:
+    from trireme.service.logs import configure_logging
+    from trireme.service.server import ExitRequest, bind, run
+    from worker.app import create_app
+
+    listener = bind(settings, "python -m worker")
+    configure_logging("worker", settings.log_level, settings.log_format)
+    address = settings.base_url(listener.getsockname()[1], _own_ip(settings.controller_address))
+    exit_request = ExitRequest()
+    made = create_app(settings, address=address, exit_request=exit_request)
+    return run(made.app, settings, listener, drain=made.drain, exit_request=exit_request)
+
+
+def _own_ip(controllers: tuple[str, ...]) -> str:
+    """This machine's address towards the first controller; no packet is sent."""
+    target = urlsplit(controllers[0]).hostname if controllers else None
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(
+            target or "localhost", 9, type=socket.SOCK_DGRAM
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(where)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return socket.gethostname()
+
+
+if __name__ == "__main__":
+    main()

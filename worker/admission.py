@@ -1,0 +1,161 @@
+"""Who may come in, who waits, who is turned away: decided at arrival, bounded in everything."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from protocol.errors import TriremeError
+
+_WINDOW_S = 10.0
+_MIN_RETRY_S, _MAX_RETRY_S = 0.5, 60.0
+
+
+class Ticket:
+    """A place in the worker, from admission to the last event; leave it by the `with` block."""
+
+    def __init__(self, admission: Admission, tokens: int, sequences: int, priority: int) -> None:
+        self.tokens = tokens
+        self.sequences = sequences
+        self.priority = priority
+        self.waiting = True
+        self.turn: asyncio.Future[None] | None = None
+        self._admission = admission
+
+    async def wait_turn(self) -> None:
+        """Returns when fewer requests run than the limit allows; at once without a limit."""
+        await self._admission._wait_turn(self)
+
+    def first_output(self) -> None:
+        """The engine has begun: the request does not wait any more."""
+        self._admission._begun(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._admission._leave(self)
+
+
+class Admission:
+    """Counts requests from arrival to end.
+
+    Args:
+        limit: requests that run at once; None leaves that to the engine, which queues itself.
+        capacity: sequences that the engine runs at once: so many wait for nobody.
+        max_queue_requests, max_queue_tokens: most that may wait for a first token beyond that.
+        clock: seconds, monotonic; measures how fast the queue drains.
+    """
+
+    def __init__(
+        self,
+        *,
+        limit: int | None,
+        capacity: int,
+        max_queue_requests: int,
+        max_queue_tokens: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self._limit = limit
+        self._capacity = capacity if limit is None else min(capacity, limit)
+        self._max_requests = max_queue_requests
+        self._max_tokens = max_queue_tokens
+        self._clock = clock
+        self._order = itertools.count()
+        self._queue: list[tuple[int, int, Ticket]] = []
+        self._present = 0
+        self._running = 0
+        self._waiting_tokens = 0
+        self._departures: deque[float] = deque(maxlen=256)
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for their turn under the limit; the engine does not know them yet."""
+        return sum(1 for _, _, ticket in self._queue if _is_open(ticket))
+
+    @property
+    def queued_tokens(self) -> int:
+        """Their prompt tokens."""
+        return sum(ticket.tokens for _, _, ticket in self._queue if _is_open(ticket))
+
+    @property
+    def capacity(self) -> int:
+        """Requests that run at once, at most."""
+        return self._capacity
+
+    def enter(self, tokens: int, sequences: int = 1, priority: int = 0) -> Ticket:
+        """Take a place.
+
+        Args:
+            tokens: the prompt's. sequences: choices. priority: lower goes first.
+
+        Raises:
+            TriremeError: `overloaded`, with the seconds after which a place should be free.
+        """
+        beyond = self._present + sequences - self._capacity
+        too_many = self._present > 0 and beyond > self._max_requests
+        too_long = self._waiting_tokens > 0 and self._waiting_tokens + tokens > self._max_tokens
+        if too_many or too_long:
+            raise TriremeError(
+                "overloaded",
+                "The worker's queue is full. Please retry later.",
+                retry_after_s=self._retry_after_s(),
+            )
+        self._present += sequences
+        self._waiting_tokens += tokens
+        return Ticket(self, tokens, sequences, priority)
+
+    async def _wait_turn(self, ticket: Ticket) -> None:
+        if self._limit is None:
+            return
+        turn = asyncio.get_running_loop().create_future()
+        ticket.turn = turn
+        heapq.heappush(self._queue, (ticket.priority, next(self._order), ticket))
+        self._call_next()
+        await turn
+
+    def _call_next(self) -> None:
+        while self._queue and self._limit is not None and self._running < self._limit:
+            ticket = heapq.heappop(self._queue)[2]
+            if ticket.turn is not None and not ticket.turn.done():
+                ticket.turn.set_result(None)
+                self._running += 1
+
+    def _begun(self, ticket: Ticket) -> None:
+        if ticket.waiting:
+            ticket.waiting = False
+            self._waiting_tokens -= ticket.tokens
+
+    def _leave(self, ticket: Ticket) -> None:
+        self._begun(ticket)
+        self._present -= ticket.sequences
+        self._departures.append(self._clock())
+        if ticket.turn is not None:
+            if ticket.turn.done() and not ticket.turn.cancelled():
+                self._running -= 1
+            else:
+                ticket.turn.cancel()
+            self._call_next()
+
+    def _retry_after_s(self) -> float:
+        """How long the queue takes to drain at the rate of the last seconds."""
+        now = self._clock()
+        recent = sum(1 for left in self._departures if now - left <= _WINDOW_S)
+        if recent == 0:
+            return _WINDOW_S
+        waiting = max(1, self._present - self._capacity)
+        return min(_MAX_RETRY_S, max(_MIN_RETRY_S, waiting * _WINDOW_S / recent))
+
+
+def _is_open(ticket: Ticket) -> bool:
+    return ticket.turn is not None and not ticket.turn.done()

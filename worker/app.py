@@ -1,0 +1,68 @@
+"""Builds the worker's app: the one place where its objects are made and joined."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from fastapi import FastAPI
+
+from protocol import __version__
+from trireme.service.auth import TokenSet
+from trireme.service.health import health_router
+from trireme.service.server import ExitRequest
+from worker import fastchat, native
+from worker.config import Settings
+from worker.edge import TokenGuard, document_bodies, install_error_handlers
+from worker.metrics import Metrics
+from worker.registration import Registrar, Reporter
+from worker.runtime import Runtime
+from worker.service import Service
+
+
+class WorkerApp(NamedTuple):
+    """The app, and what to await after the first SIGTERM."""
+
+    app: FastAPI
+    drain: Callable[[], Awaitable[None]]
+    runtime: Runtime
+
+
+def create_app(settings: Settings, *, address: str, exit_request: ExitRequest) -> WorkerApp:
+    """The worker.
+
+    Args:
+        address: the base URL that it registers.
+        exit_request: how a model that cannot be loaded ends the process.
+    """
+    runtime = Runtime(settings, exit_request)
+    metrics = Metrics(settings.served_names[0], runtime)
+    service = Service(runtime, metrics)
+    reporter = Reporter(runtime, address)
+    registrar = Registrar(
+        () if settings.no_register else settings.controller_address,
+        reporter,
+        interval_s=settings.heartbeat_interval,
+        cluster_token=settings.cluster_token,
+    )
+    runtime.subscribe(registrar.push)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        runtime.start()
+        registrar.start()
+        try:
+            yield
+        finally:
+            await registrar.close()
+            await runtime.close()
+
+    app = FastAPI(title="Trireme worker", version=__version__, lifespan=lifespan)
+    app.add_middleware(TokenGuard, tokens=TokenSet([settings.cluster_token]))
+    install_error_handlers(app)
+    app.include_router(health_router("worker", runtime.not_ready, metrics.registry))
+    app.include_router(native.native_router(service, reporter.record))
+    app.include_router(fastchat.fastchat_router(service, runtime))
+    document_bodies(app, (*native.BODIES, *fastchat.BODIES))
+    return WorkerApp(app, runtime.drain, runtime)

@@ -1,0 +1,132 @@
+"""From a wire request and its prompt ids to parameters that the engine can take. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from protocol.errors import TriremeError, quoted
+from protocol.generation import GenerateRequest, SamplingParams
+from worker.engine.protocol import EngineInfo, SequenceParams
+from worker.text.choice import TextOptions
+from worker.text.prompt import EncodedPrompt
+from worker.text.templates import ChatTemplate
+
+_GREEDY_BELOW = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A request that is valid for this model: what goes to the engine, what to each choice."""
+
+    params: SequenceParams
+    text: TextOptions
+
+
+def plan(
+    request: GenerateRequest,
+    prompt: EncodedPrompt,
+    info: EngineInfo,
+    template: ChatTemplate,
+    *,
+    interval: int,
+    draw_seed: Callable[[], int],
+) -> Plan:
+    """Check the request against the model and complete its parameters.
+
+    Raises:
+        TriremeError: 400, naming the offending value and the limit.
+    """
+    sampling = request.sampling
+    _refuse_unsupported(sampling)
+    max_tokens = _max_tokens(sampling.max_tokens, prompt, info.context_length)
+    asked_ids = tuple(sampling.stop_token_ids)
+    if request.conv_stops:
+        asked_ids += template.stop_token_ids
+    eos_ids = () if sampling.ignore_eos else info.eos_token_ids
+    stops = (*sampling.stop, *(template.stops if request.conv_stops else ()))
+    greedy = sampling.temperature < _GREEDY_BELOW or sampling.top_p == 0
+    return Plan(
+        SequenceParams(
+            max_tokens=max_tokens,
+            min_tokens=min(sampling.min_tokens, max_tokens),
+            temperature=0.0 if greedy else sampling.temperature,
+            top_p=1.0 if greedy else sampling.top_p,
+            top_k=sampling.top_k or -1,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            logit_bias=_logit_bias(sampling.logit_bias, info.vocab_size),
+            seed=draw_seed() if sampling.seed is None else sampling.seed,
+            stop_token_ids=tuple(dict.fromkeys((*eos_ids, *asked_ids))),
+            eos_token_ids=info.eos_token_ids,
+            logprobs=sampling.logprobs,
+            prompt_logprobs=sampling.prompt_logprobs,
+        ),
+        TextOptions(
+            stops=stops,
+            include_stop=sampling.include_stop_str_in_output,
+            min_tokens=sampling.min_tokens,
+            skip_special_tokens=sampling.skip_special_tokens,
+            reported_stop_ids=frozenset(asked_ids) - frozenset(info.eos_token_ids),
+            interval=interval,
+            context=prompt.context,
+        ),
+    )
+
+
+def check_fits(prompt: EncodedPrompt, max_tokens: int, context_length: int) -> None:
+    """Whether prompt and completion fit the context.
+
+    Raises:
+        TriremeError: `context_length_exceeded`, in OpenAI's words.
+    """
+    used = len(prompt.ids)
+    if used + max_tokens <= context_length:
+        return
+    noun = "messages" if prompt.param == "messages" else "prompt"
+    limit = f"This model's maximum context length is {context_length} tokens. However, "
+    if used > context_length:
+        rest = f"your {noun} resulted in {used} tokens. Please reduce the length of the {noun}."
+    else:
+        rest = (
+            f"you requested {used + max_tokens} tokens ({used} in the {noun}, {max_tokens} in the "
+            f"completion). Please reduce the length of the {noun} or completion."
+        )
+    raise TriremeError("context_length_exceeded", limit + rest, param=prompt.param)
+
+
+def _max_tokens(asked: int | None, prompt: EncodedPrompt, context_length: int) -> int:
+    if asked is not None and asked > context_length:
+        raise TriremeError(
+            "invalid_value",
+            f"max_tokens is too large: {asked}. This model supports at most {context_length} "
+            f"completion tokens, whereas you provided {asked}.",
+            param="max_tokens",
+        )
+    check_fits(prompt, 1 if asked is None else asked, context_length)
+    return context_length - len(prompt.ids) if asked is None else asked
+
+
+def _logit_bias(asked: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
+    biases = []
+    for key, bias in asked.items():
+        if not (key.isascii() and key.isdigit() and len(key) < 12 and int(key) < vocab_size):
+            message = (
+                f"logit_bias: '{quoted(key)}' is not a token id of this model; ids are whole "
+                f"numbers below {vocab_size}."
+            )
+            raise TriremeError("invalid_value", message, param="logit_bias")
+        biases.append((int(key), bias))
+    return tuple(biases)
+
+
+def _refuse_unsupported(sampling: SamplingParams) -> None:
+    if sampling.use_beam_search:
+        raise TriremeError(
+            "unsupported_parameter", "Beam search is not supported.", param="use_beam_search"
+        )
+    if sampling.best_of is not None and sampling.best_of != sampling.n:
+        message = f"best_of {sampling.best_of} is not supported: it must equal n ({sampling.n})."
+        raise TriremeError("unsupported_parameter", message, param="best_of")

@@ -1,0 +1,189 @@
+"""The worker's settings: the only source of its flags, environment names, defaults and help."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from protocol import conversation
+from trireme.service.settings import Strings, TierSettings, settings_config
+from worker.engine.protocol import ModelLoadError
+from worker.engine.registry import ENGINES, EngineKind
+
+_URL = re.compile(r"https?://[^\s/@?#]+")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def _known_engine(name: str) -> str:
+    if name not in ENGINES:
+        raise ValueError(f"no engine {name!r}; choose from {', '.join(ENGINES)}")
+    return name
+
+
+def _limit(value: Any) -> Any:
+    return None if value in (None, "auto") else value
+
+
+def _urls(values: tuple[str, ...]) -> tuple[str, ...]:
+    found = tuple(value.rstrip("/") for value in values)
+    for value in found:
+        if not _URL.fullmatch(value):
+            raise ValueError(f"{value!r} is no base URL such as http://localhost:21001")
+    return found
+
+
+def _url(value: str | None) -> str | None:
+    return None if value is None else _urls((value,))[0]
+
+
+def _template_name(name: str | None) -> str | None:
+    if name is not None:
+        conversation.named(name)  # raises ValueError with the nearest names
+    return name
+
+
+def _existing_file(path: Path | None) -> Path | None:
+    if path is not None and not path.is_file():
+        raise ValueError(f"no file at {path}")
+    return path
+
+
+class Settings(TierSettings):
+    """Everything that a worker can be told."""
+
+    model_config = settings_config("worker")
+
+    port: int = Field(21002, ge=0, le=65535, description="port to bind; 0 takes a free one")
+    worker_address: Annotated[str | None, AfterValidator(_url)] = Field(
+        None, description="base URL that others reach this worker at (from host and port)"
+    )
+    controller_address: Annotated[Strings, AfterValidator(_urls)] = Field(
+        ("http://localhost:21001",), description="controllers to register with, all of them"
+    )
+    no_register: bool = Field(False, description="serve without registering anywhere")
+    heartbeat_interval: float = Field(1.0, gt=0, le=60, description="seconds between heartbeats")
+
+    engine: Annotated[str, AfterValidator(_known_engine)] = Field(
+        "paged", description=f"how the model is run: {', '.join(ENGINES)}"
+    )
+    model_path: str | None = Field(
+        None, description="model folder or hub id (the embedded demo model)"
+    )
+    revision: str | None = Field(None, description="hub revision: branch, tag or commit")
+    model_names: Strings = Field((), description="names to serve it by (basename of the path)")
+    trust_remote_code: bool = Field(False, description="run Python code that a checkpoint brings")
+    conv_template: Annotated[str | None, AfterValidator(_template_name)] = Field(
+        None, description="named conversation template to use instead of the model's own"
+    )
+    chat_template: Annotated[Path | None, AfterValidator(_existing_file)] = Field(
+        None, description="file with a Jinja chat template to use instead of the model's own"
+    )
+
+    device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes the best")
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto", description="type of the weights; auto takes the checkpoint's"
+    )
+    gpus: str | None = Field(None, description="GPUs to use, such as 0,1")
+    num_gpus: int = Field(1, ge=0, description="how many GPUs the weights are spread over")
+    max_gpu_memory: str | None = Field(None, description="memory per GPU, such as 13GiB")
+    load_8bit: bool = Field(False, description="load the weights in 8 bits")
+    cpu_offloading: bool = Field(False, description="keep what no GPU holds in main memory")
+    max_model_len: int | None = Field(
+        None, ge=1, description="context length (from the model's configuration)"
+    )
+    max_batch_tokens: int | None = Field(None, ge=1, description="token budget of one step")
+    max_running: int | None = Field(None, ge=1, description="sequences that run at once")
+    kv_cache_gb: float | None = Field(None, gt=0, description="memory of the KV cache in GiB")
+    seed: int | None = Field(
+        None, description="makes the seeds drawn for requests without one repeatable"
+    )
+
+    limit_worker_concurrency: Annotated[
+        Annotated[int, Field(ge=1)] | None, BeforeValidator(_limit)
+    ] = Field(None, description="requests that run at once; auto is what the engine can run")
+    max_queue_requests: int = Field(1024, ge=0, description="requests that may wait, at most")
+    max_queue_tokens: int | None = Field(
+        None, ge=1, description="prompt tokens that may wait (16 times the context length)"
+    )
+    stream_interval: int = Field(1, ge=1, description="tokens between two events of a stream")
+    embed_in_truncate: bool = Field(
+        False, description="truncate long embedding inputs instead of averaging their chunks"
+    )
+    drain_timeout: float = Field(
+        60.0, ge=0, description="seconds that running requests get after SIGTERM"
+    )
+
+    sim_tokens: int = Field(64, ge=1, description="sim: completion length")
+    sim_ttft_ms: float = Field(0.0, ge=0, description="sim: milliseconds to the first token")
+    sim_itl_ms: float = Field(0.0, ge=0, description="sim: milliseconds between tokens")
+    sim_max_running: int = Field(256, ge=1, description="sim: sequences that run at once")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self.require_token_off_loopback()
+        if self.conv_template and self.chat_template:
+            raise ValueError("--conv-template and --chat-template exclude each other")
+        if self.chat_template and not self.engine_kind.needs_model:
+            raise ValueError(f"--chat-template: --engine {self.engine} takes --conv-template only")
+        if self.model_path is not None and not self.model_path.strip():
+            raise ValueError("--model-path is empty")
+        return self
+
+    @property
+    def engine_kind(self) -> EngineKind:
+        """The entry of the engine registry."""
+        return ENGINES[self.engine]
+
+    @property
+    def resolved_model_path(self) -> str:
+        """The model folder or hub id; the embedded demo model when none is given."""
+        if self.model_path is not None:
+            return self.model_path
+        from worker.demo import demo_model_path
+
+        return str(demo_model_path())
+
+    @property
+    def served_names(self) -> tuple[str, ...]:
+        """The names that clients call the model, never empty."""
+        if self.model_names:
+            return tuple(dict.fromkeys(self.model_names))
+        if not self.engine_kind.needs_model:
+            return (self.engine,)
+        if self.model_path is None:
+            return ("trireme-demo",)
+        return (Path(self.model_path).resolve().name or "model",)
+
+    def check_model_path(self) -> None:
+        """Find out early, and without a heavy import, that there is no such model.
+
+        Raises:
+            ModelLoadError: the path is a folder without a configuration, or can only be a folder
+                and there is none.
+        """
+        if not self.engine_kind.needs_model:
+            return
+        path = Path(self.resolved_model_path)
+        if path.is_dir():
+            if not (path / "config.json").is_file():
+                raise ModelLoadError(f"no config.json in model folder {path}")
+        elif path.exists():
+            raise ModelLoadError(f"{path} is a file, not a model folder")
+        elif self.model_path is None or not _HUB_ID.fullmatch(self.model_path):
+            raise ModelLoadError(f"no model folder at {path}")
+
+    def base_url(self, port: int, own_ip: str) -> str:
+        """The address to register: as given, else from host and port.
+
+        Args:
+            port: the port that was bound.
+            own_ip: this machine's address towards the controller, for a wildcard `--host`.
+        """
+        if self.worker_address:
+            return self.worker_address
+        host = own_ip if self.host in ("0.0.0.0", "::", "[::]") else self.host.strip("[]")
+        scheme = "https" if self.ssl else "http"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,0 +1,58 @@
+"""Embedding vectors: chunks of long inputs, their mean, length 1, the wire's form. Pure."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from math import hypot
+
+from protocol.errors import TriremeError
+
+
+def chunked(inputs: Sequence[list[int]], size: int) -> list[list[list[int]]]:
+    """Each input as chunks of at most `size` tokens."""
+    return [[ids[at : at + size] for at in range(0, len(ids), size)] for ids in inputs]
+
+
+def finished(
+    inputs: Sequence[list[list[int]]], vectors: Sequence[list[float]], dimensions: int | None
+) -> list[list[float]]:
+    """One vector of length 1 an input, from one vector a chunk (in order).
+
+    Args:
+        dimensions: keep the first so many; None keeps all.
+
+    Raises:
+        TriremeError: `invalid_value` for more dimensions than the vectors have.
+    """
+    if dimensions is not None and dimensions > len(vectors[0]):
+        message = f"dimensions {dimensions} is more than this model's {len(vectors[0])}."
+        raise TriremeError("invalid_value", message, param="dimensions")
+    each: Iterator[list[float]] = iter(vectors)
+    return [_unit(_mean(chunks, list(islice(each, len(chunks))))[:dimensions]) for chunks in inputs]
+
+
+def _mean(chunks: Sequence[list[int]], vectors: Sequence[list[float]]) -> list[float]:
+    """Weighted by the chunks' tokens."""
+    if len(vectors) == 1:
+        return vectors[0]
+    total = sum(map(len, chunks))
+    weights = [len(chunk) / total for chunk in chunks]
+    columns = zip(*vectors, strict=True)
+    return [sum(w * x for w, x in zip(weights, column, strict=True)) for column in columns]
+
+
+def _unit(vector: list[float]) -> list[float]:
+    norm = hypot(*vector) or 1.0
+    return [value / norm for value in vector]
+
+
+def to_base64(vector: Sequence[float]) -> str:
+    """Little-endian float32, base64."""
+    values = array("f", vector)
+    if sys.byteorder == "big":
+        values.byteswap()
+    return base64.b64encode(values.tobytes()).decode("ascii")

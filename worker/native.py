@@ -1,0 +1,81 @@
+"""Native routes: generation as a stream of events, embeddings, token ids, the worker's own record.
+
+POST /native/generate   `GenerateRequest` → one event a line (`protocol/generation.py`)
+POST /native/embed      `EmbedRequest` → `EmbedResponse`
+POST /native/tokenize   `TokenizeRequest` → `TokenizeResponse`
+GET  /native/describe   `WorkerRecord`
+
+A request that is refused before it starts is answered by the error's HTTP status, not by a stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import APIRouter, Request, Response
+
+from protocol.fleet import WorkerRecord
+from protocol.generation import (
+    EmbedRequest,
+    EmbedResponse,
+    Failed,
+    GenerateRequest,
+    TokenizeRequest,
+    TokenizeResponse,
+    encode_event,
+)
+from trireme.service.logs import request_id
+from worker.edge import Streamed, body_schema, parse_body, while_connected
+from worker.service import Service
+
+NDJSON = "application/x-ndjson"
+BODIES = (GenerateRequest, EmbedRequest, TokenizeRequest)
+"""Schemas of the routes' bodies, for the OpenAPI document."""
+
+
+def native_router(service: Service, record: Callable[[], WorkerRecord]) -> APIRouter:
+    """The routes.
+
+    Args:
+        record: the worker's record as of now.
+    """
+    router = APIRouter(tags=["native"])
+
+    @router.post(
+        "/native/generate",
+        openapi_extra=body_schema(GenerateRequest),
+        responses={200: {"content": {NDJSON: {}}, "description": "one event a line"}},
+    )
+    async def generate(request: Request) -> Response:
+        body = await parse_body(request, GenerateRequest)
+        request_id.set(body.request_id)
+        events = service.generate(body)
+        first = await anext(events)
+        if isinstance(first, Failed):
+            await events.aclose()
+            raise first.error()
+        return Streamed(events, encode_event, NDJSON, [first])
+
+    @router.post(
+        "/native/embed", openapi_extra=body_schema(EmbedRequest), response_model=EmbedResponse
+    )
+    async def embed(request: Request) -> Response:
+        body = await parse_body(request, EmbedRequest)
+        request_id.set(body.request_id)
+        answer = await while_connected(request, service.embed(body))
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+    @router.post(
+        "/native/tokenize",
+        openapi_extra=body_schema(TokenizeRequest),
+        response_model=TokenizeResponse,
+    )
+    async def tokenize(request: Request) -> Response:
+        answer = await service.tokenize(await parse_body(request, TokenizeRequest))
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+    @router.get("/native/describe")
+    async def describe() -> WorkerRecord:
+        return record()
+
+    return router

@@ -1,0 +1,245 @@
+"""Tells every controller, over and over, all there is to know of this worker.
+
+One loop a controller, so a dead one delays no other. A controller that knows no native route gets
+FastChat's registration instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import ssl
+from collections.abc import Sequence
+
+import httpx
+
+from protocol.fastchat import HeartBeat, RegisterWorker
+from protocol.fleet import HeartbeatAnswer, Load, WorkerRecord
+from worker.fastchat import status
+from worker.runtime import Runtime
+
+log = logging.getLogger(__name__)
+
+FASTCHAT_INTERVAL_S = 45.0
+_TIMEOUT_S = 3.0
+_FAREWELL_S = 0.5
+_MAX_BACKOFF_S = 5.0
+_JITTER = 0.1
+
+
+class Reporter:
+    """Makes the worker's record; owns its incarnation and sequence number."""
+
+    def __init__(self, runtime: Runtime, address: str) -> None:
+        self._runtime = runtime
+        self._address = address
+        self._incarnation = 0
+        self._seq = 0
+
+    @property
+    def instance_id(self) -> str:
+        """The runtime's instance id."""
+        return self._runtime.instance_id
+
+    @property
+    def address(self) -> str:
+        """The base URL that is registered."""
+        return self._address
+
+    def record(self) -> WorkerRecord:
+        """The whole record as of now; each has a sequence number of its own."""
+        self._seq += 1
+        runtime, load = self._runtime, self._runtime.load()
+        ready = runtime.ready
+        queued, queued_tokens = (
+            (ready.admission.queued, ready.admission.queued_tokens) if ready else (0, 0)
+        )
+        capacity = ready.admission.capacity if ready else 0
+        return WorkerRecord(
+            instance_id=runtime.instance_id,
+            incarnation=self._incarnation,
+            seq=self._seq,
+            address=self._address,
+            models=runtime.model_records(),
+            state=runtime.state,
+            load=Load(
+                running=load.running,
+                waiting=load.waiting + queued,
+                waiting_tokens=load.waiting_tokens + queued_tokens,
+                kv_free=min(1.0, max(0.0, load.kv_free)),
+                prefill_tps=load.prefill_tps,
+                decode_tps=load.decode_tps,
+                capacity=capacity,
+            ),
+            engine_step=load.step,
+            busy=load.busy,
+            queue_length=load.running + load.waiting + queued,
+        )
+
+    def was_ready(self) -> bool:
+        """Whether there is a model, so that registering makes sense."""
+        return self._runtime.ready is not None
+
+    def outrank(self, incarnation: int) -> None:
+        """Another process had this address: be newer than it was."""
+        self._incarnation = max(self._incarnation, incarnation + 1)
+
+    def registration(self) -> RegisterWorker:
+        """FastChat's registration."""
+        return RegisterWorker(
+            worker_name=self._address, check_heart_beat=True, worker_status=status(self._runtime)
+        )
+
+    def heartbeat(self) -> HeartBeat:
+        """FastChat's heartbeat."""
+        return HeartBeat(worker_name=self._address, queue_length=status(self._runtime).queue_length)
+
+
+class Registrar:
+    """The loops.
+
+    Args:
+        controllers: base URLs; none is fine.
+        interval_s: seconds between heartbeats, each with 10 % of jitter.
+        fastchat_interval_s: the same for a FastChat controller.
+    """
+
+    def __init__(
+        self,
+        controllers: Sequence[str],
+        reporter: Reporter,
+        *,
+        interval_s: float,
+        cluster_token: str,
+        fastchat_interval_s: float = FASTCHAT_INTERVAL_S,
+    ) -> None:
+        self._reporter = reporter
+        self._token = cluster_token
+        self._links = [_Link(url, reporter, interval_s, fastchat_interval_s) for url in controllers]
+        self._client: httpx.AsyncClient | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin; nothing is sent before the model is ready."""
+        if not self._links:
+            return
+        self._client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {self._token}"} if self._token else {},
+            timeout=_TIMEOUT_S,
+            verify=ssl.create_default_context(),
+            trust_env=False,
+        )
+        self._tasks = [asyncio.create_task(link.run(self._client)) for link in self._links]
+
+    def push(self) -> None:
+        """Report at once: the state has changed."""
+        for link in self._links:
+            link.due.set()
+
+    async def close(self) -> None:
+        """Leave every controller; waits half a second at most."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._client is not None:
+            client = self._client
+            await asyncio.gather(*(link.leave(client) for link in self._links))
+            await client.aclose()
+
+
+class _Link:
+    """One controller: what it last said, and when it is told next."""
+
+    def __init__(
+        self, url: str, reporter: Reporter, interval_s: float, fastchat_interval_s: float
+    ) -> None:
+        self.due = asyncio.Event()
+        self._url = url
+        self._reporter = reporter
+        self._interval_s = interval_s
+        self._fastchat_interval_s = fastchat_interval_s
+        self._registered = False
+        self._is_fastchat = False
+        self._failures = 0
+
+    async def run(self, client: httpx.AsyncClient) -> None:
+        """Report until cancelled."""
+        while True:
+            self.due.clear()
+            pause_s = self._interval_s
+            if self._registered or self._reporter.was_ready():
+                pause_s = await self._report(client)
+            jitter = 1 + _JITTER * (2 * random.random() - 1)
+            try:
+                async with asyncio.timeout(pause_s * jitter):
+                    await self.due.wait()
+            except TimeoutError:
+                continue
+
+    async def leave(self, client: httpx.AsyncClient) -> None:
+        """Say goodbye; FastChat's controller knows no such word."""
+        if not self._registered or self._is_fastchat:
+            return
+        try:
+            async with asyncio.timeout(_FAREWELL_S):
+                await client.delete(self._record_url())
+        except (httpx.HTTPError, TimeoutError, OSError) as error:
+            log.info("controller %s was not told goodbye: %r", self._url, error)
+
+    async def _report(self, client: httpx.AsyncClient) -> float:
+        """Send one report; returns the seconds until the next one."""
+        try:
+            if self._is_fastchat:
+                await self._fastchat(client)
+            else:
+                await self._native(client)
+        except (httpx.HTTPError, OSError, ValueError) as error:
+            self._lost(error)
+            return min(_MAX_BACKOFF_S, self._interval_s * 2.0 ** min(self._failures - 1, 10))
+        if not self._registered or self._failures:
+            wire = "FastChat's wire" if self._is_fastchat else "the native wire"
+            log.info("registered with controller %s by %s", self._url, wire)
+        self._registered, self._failures = True, 0
+        return self._fastchat_interval_s if self._is_fastchat else self._interval_s
+
+    def _lost(self, error: Exception) -> None:
+        if self._failures == 0:
+            log.warning("controller %s does not take the heartbeat: %r", self._url, error)
+        self._failures += 1
+        self._is_fastchat = False  # whatever comes back there is asked anew
+        self._registered = False
+
+    async def _native(self, client: httpx.AsyncClient) -> None:
+        record = self._reporter.record()
+        response = await self._put(client, record)
+        if response.status_code == httpx.codes.CONFLICT:
+            stored = HeartbeatAnswer.model_validate_json(response.content)
+            self._reporter.outrank(stored.incarnation)
+            response = await self._put(client, self._reporter.record())
+        if response.status_code == httpx.codes.NOT_FOUND:
+            await self._fastchat(client)
+            return
+        response.raise_for_status()
+
+    async def _put(self, client: httpx.AsyncClient, record: WorkerRecord) -> httpx.Response:
+        return await client.put(
+            self._record_url(),
+            content=record.model_dump_json(),
+            headers={"Content-Type": "application/json"},
+        )
+
+    async def _fastchat(self, client: httpx.AsyncClient) -> None:
+        if self._is_fastchat:
+            beat = self._reporter.heartbeat().model_dump()
+            response = await client.post(f"{self._url}/receive_heart_beat", json=beat)
+            response.raise_for_status()
+            if response.json().get("exist"):
+                return
+        registration = self._reporter.registration().model_dump()
+        response = await client.post(f"{self._url}/register_worker", json=registration)
+        response.raise_for_status()
+        self._is_fastchat = True
+
+    def _record_url(self) -> str:
+        return f"{self._url}/fleet/workers/{self._reporter.instance_id}"

@@ -1,0 +1,289 @@
+"""The worker's life: load in the background, serve, restart a dead engine, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from protocol import __version__
+from protocol.errors import TriremeError, quoted
+from protocol.fleet import Capability, ModelRecord, WorkerState
+from trireme.service.server import ExitRequest
+from trireme.service.settings import EXIT_MODEL
+from worker.admission import Admission
+from worker.config import Settings
+from worker.engine.protocol import Engine, EngineInfo, EngineLoad, ModelLoadError
+from worker.text.prompt import TextModel
+
+log = logging.getLogger(__name__)
+
+MAX_RESTARTS = 5
+_HEALTHY_S = 600.0
+_STALL_S = 10.0
+_RESTART_PAUSE_S = 1.0
+_QUEUE_CONTEXTS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A model that can be served now: one engine's life.
+
+    Attributes:
+        digest: same digest, same answers: weights, dtype, tokenizer, template, version.
+    """
+
+    engine: Engine
+    info: EngineInfo
+    text: TextModel
+    admission: Admission
+    digest: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        parts = (self.info.weights_digest, self.text.fingerprint, self.info.dtype, __version__)
+        digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        object.__setattr__(self, "digest", digest)
+
+
+class StallWatch:
+    """Tells a stuck engine by its step counter: busy, and the counter stands still. Pure."""
+
+    def __init__(self, limit_s: float = _STALL_S) -> None:
+        self._limit_s = limit_s
+        self._step = -1
+        self._since = 0.0
+
+    def stalled(self, load: EngineLoad, now: float) -> bool:
+        """Whether the engine has been busy without a step for longer than the limit."""
+        if not load.busy or load.step != self._step:
+            self._step, self._since = load.step, now
+        return now - self._since > self._limit_s
+
+
+class Runtime:
+    """Owns the engine and the worker's state.
+
+    Attributes:
+        instance_id: 128 random bits in hex, new with every process.
+        restarts: engine restarts so far.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        exit_request: ExitRequest,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings = settings
+        self.instance_id = secrets.token_hex(16)
+        self.restarts = 0
+        self._exit_request = exit_request
+        self._clock = clock
+        self._listeners: list[Callable[[], None]] = []
+        self._state: WorkerState = "starting"
+        self._reason = "starting"
+        self._engine: Engine | None = None
+        self._ready: Ready | None = None
+        self._watch = StallWatch()
+        self._active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._random = random.Random(settings.seed)
+        self._life: asyncio.Task[None] | None = None
+
+    # ---- state ----------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> WorkerState:
+        """The state as the fleet sees it; a stuck engine is `failed` while it is stuck."""
+        if self._state == "ready" and self._watch.stalled(self.load(), self._clock()):
+            return "failed"
+        return self._state
+
+    @property
+    def ready(self) -> Ready | None:
+        """The model that is served, also while draining."""
+        return self._ready
+
+    def not_ready(self) -> str | None:
+        """Why requests are not served now, for people; None when they are."""
+        state = self.state
+        if state == "ready":
+            return None
+        if state == "failed" and self._state == "ready":
+            return "the engine makes no progress"
+        progress = self._engine.progress if self._engine and self._ready is None else ""
+        return progress or self._reason
+
+    def load(self) -> EngineLoad:
+        """The engine's load; nothing while there is none."""
+        return self._ready.engine.load() if self._ready else EngineLoad()
+
+    def require(
+        self, model: str, instance_id: str | None = None, digest: str | None = None
+    ) -> Ready:
+        """What serves a new request.
+
+        Raises:
+            TriremeError: `draining`, `engine_dead`, `overloaded` while loading,
+                `wrong_instance` when the fence does not fit, `model_not_found`.
+        """
+        if self._state == "draining":
+            raise TriremeError("draining", "This worker is shutting down.")
+        ready = self._ready
+        if ready is None:
+            if self._state == "failed":
+                raise TriremeError("engine_dead", "The engine of this worker has failed.")
+            message = f"The model is not loaded yet: {self.not_ready()}."
+            raise TriremeError("overloaded", message, retry_after_s=1.0)
+        if instance_id not in (None, self.instance_id) or digest not in (None, ready.digest):
+            raise TriremeError("wrong_instance", "Another worker process serves this address now.")
+        if model not in self.settings.served_names:
+            message = f"The model `{quoted(model)}` does not exist or you do not have access to it."
+            raise TriremeError("model_not_found", message, param="model")
+        return ready
+
+    def model_records(self) -> tuple[ModelRecord, ...]:
+        """What is served, for the fleet."""
+        ready = self._ready
+        if ready is None:
+            return tuple(ModelRecord(name=name) for name in self.settings.served_names)
+        capabilities: tuple[Capability, ...] = ()
+        if ready.info.generates:
+            capabilities += ("chat", "completions")
+        if ready.info.embeds:
+            capabilities += ("embeddings",)
+        return tuple(
+            ModelRecord(
+                name=name,
+                digest=ready.digest,
+                context_length=ready.info.context_length,
+                capabilities=capabilities,
+                engine=ready.info.engine,
+            )
+            for name in self.settings.served_names
+        )
+
+    def draw_seed(self) -> int:
+        """The seed of a request that brings none."""
+        return self._random.getrandbits(63) if self.settings.engine_kind.draws_seed else 0
+
+    # ---- requests under way ---------------------------------------------------------------------
+
+    def __enter__(self) -> None:
+        """A request is under way: a drain waits for it."""
+        self._active += 1
+        self._idle.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._active -= 1
+        if self._active == 0:
+            self._idle.set()
+
+    # ---- life -----------------------------------------------------------------------------------
+
+    def subscribe(self, listener: Callable[[], None]) -> None:
+        """Have `listener` called on every change of the state."""
+        self._listeners.append(listener)
+
+    def start(self) -> None:
+        """Begin to load; returns at once."""
+        self._life = asyncio.create_task(self._live(), name="worker-life")
+
+    async def drain(self) -> None:
+        """Take no more requests; returns when the running ones ended, or at the time limit."""
+        self._enter_state("draining", "draining")
+        try:
+            async with asyncio.timeout(self.settings.drain_timeout):
+                await self._idle.wait()
+        except TimeoutError:
+            log.warning("%d requests still run after the drain timeout", self._active)
+
+    async def close(self) -> None:
+        """Stop the engine at once."""
+        if self._life is not None:
+            self._life.cancel()
+            await asyncio.gather(self._life, return_exceptions=True)
+        if self._engine is not None:
+            await self._engine.close()
+
+    def _enter_state(self, state: WorkerState, reason: str) -> None:
+        if self._state != "draining":  # a drain is final
+            self._state, self._reason = state, reason
+        for listener in self._listeners:
+            listener()
+
+    async def _live(self) -> None:
+        try:
+            await self._load_and_serve()
+        except ModelLoadError as error:
+            sys.stderr.write(f"python -m worker: {error}\n")
+            self._exit_request.ask(EXIT_MODEL)
+        except Exception as error:
+            log.exception("the model cannot be loaded")
+            sys.stderr.write(f"python -m worker: the model cannot be loaded: {error!r}\n")
+            self._exit_request.ask(EXIT_MODEL)
+
+    async def _load_and_serve(self) -> None:
+        kind = self.settings.engine_kind
+        self._reason = "loading the tokenizer"
+        self._engine = kind.build(self.settings)
+        starting = asyncio.create_task(self._engine.start())
+        try:
+            text = await asyncio.to_thread(kind.load_text, self.settings)
+            await starting
+        finally:
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+        serving_since = self._serve(self._engine, text)
+        while True:
+            reason = await self._engine.wait_dead()
+            if self._clock() - serving_since > _HEALTHY_S:
+                self.restarts = 0
+            log.error("the engine died: %s", reason)
+            self._ready = None
+            if self.restarts >= MAX_RESTARTS:
+                self._enter_state("failed", f"the engine died {MAX_RESTARTS + 1} times: {reason}")
+                return
+            self.restarts += 1
+            self._enter_state("failed", f"restarting the engine: {reason}")
+            await self._engine.close()
+            await asyncio.sleep(_RESTART_PAUSE_S * self.restarts)
+            self._engine = kind.build(self.settings)
+            try:
+                await self._engine.start()
+            except ModelLoadError as error:
+                self._enter_state("failed", f"the engine cannot be started again: {error}")
+                log.error("the engine cannot be started again: %s", error)
+                return
+            serving_since = self._serve(self._engine, text)
+
+    def _serve(self, engine: Engine, text: TextModel) -> float:
+        """Begin to answer; returns the time."""
+        settings, info = self.settings, engine.info
+        admission = Admission(
+            limit=settings.limit_worker_concurrency,
+            capacity=info.capacity,
+            max_queue_requests=settings.max_queue_requests,
+            max_queue_tokens=settings.max_queue_tokens or _QUEUE_CONTEXTS * info.context_length,
+            clock=self._clock,
+        )
+        self._watch = StallWatch()
+        self._ready = Ready(engine, info, text, admission)
+        self._enter_state("ready", "")
+        log.info(
+            "serving %s: engine %s, context %d, %s %s",
+            ", ".join(settings.served_names),
+            info.engine,
+            info.context_length,
+            info.device,
+            info.dtype,
+        )
+        return self._clock()

@@ -1,0 +1,315 @@
+"""The request path: a typed request in, typed events out. Knows no HTTP.
+
+`Started` or `Failed` comes first, exactly one of `Done` and `Failed` last. Whatever a request
+holds is released in `finally` blocks when its generator ends or is closed, so closing the
+generator is the one way to cancel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from protocol.errors import TriremeError
+from protocol.generation import (
+    Done,
+    EmbedRequest,
+    EmbedResponse,
+    Event,
+    Failed,
+    GenerateRequest,
+    Prompt,
+    Started,
+    TokenizeRequest,
+    TokenizeResponse,
+)
+from worker.checks import Plan, plan
+from worker.embedding import chunked, finished, to_base64
+from worker.engine.protocol import Job, PromptOutput
+from worker.metrics import Metrics
+from worker.runtime import Ready, Runtime
+from worker.text.choice import Choice, readable
+from worker.text.prompt import EncodedPrompt
+from worker.text.templates import RenderOptions
+
+log = logging.getLogger(__name__)
+
+_THREAD_ABOVE_CHARS = 8192
+
+
+class Service:
+    """Answers requests with the runtime's model."""
+
+    def __init__(self, runtime: Runtime, metrics: Metrics) -> None:
+        self._runtime = runtime
+        self._metrics = metrics
+        self._num_jobs = 0
+
+    # ---- generation -----------------------------------------------------------------------------
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """The events of one request; close the generator to cancel it."""
+        event: Event | None = None
+        try:
+            async with aclosing(self._generate(request)) as events:
+                async for event in events:
+                    yield event
+        except TriremeError as error:
+            self._metrics.failed(error.code)
+            yield Failed.of(error)
+        except TimeoutError:
+            self._metrics.failed("deadline_exceeded")
+            message = f"The request took longer than its deadline of {request.deadline_s:g} s."
+            yield Failed("deadline_exceeded", message)
+        except Exception:
+            log.exception("request failed")
+            self._metrics.failed("internal_error")
+            yield Failed("internal_error", "The worker failed to process the request.")
+        except (GeneratorExit, asyncio.CancelledError):
+            if not isinstance(event, Done):
+                self._metrics.cancelled.inc()
+            raise
+
+    async def _generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        arrived = time.monotonic()
+        until = _loop_time(request.deadline_s)
+        ready = self._runtime.require(request.model, request.instance_id, request.digest)
+        with self._runtime:
+            async with asyncio.timeout_at(until):
+                prompt = await self._encode(ready, request)
+            made = self._plan(ready, request, prompt)
+            job = self._job(request, prompt, made, until)
+            enter = ready.admission.enter(len(prompt.ids), job.n, job.priority)
+            with enter as ticket:
+                yield Started(
+                    len(prompt.ids), self._runtime.instance_id, ready.digest, made.params.seed
+                )
+                if request.echo and made.params.prompt_logprobs is None:
+                    yield Prompt(prompt.ids, prompt.text)
+                async with asyncio.timeout_at(until):
+                    await ticket.wait_turn()
+                self._metrics.queue_s.observe(time.monotonic() - arrived)
+                run = _Run(self._metrics, ready, job, made, prompt, arrived, until)
+                async with aclosing(run.events()) as events:
+                    async for event in events:
+                        ticket.first_output()
+                        yield event
+
+    def _plan(self, ready: Ready, request: GenerateRequest, prompt: EncodedPrompt) -> Plan:
+        if not ready.info.generates:
+            message = f"The model `{request.model}` does not generate text."
+            raise TriremeError("unsupported_by_model", message, param="model")
+        return plan(
+            request,
+            prompt,
+            ready.info,
+            ready.text.template,
+            interval=self._runtime.settings.stream_interval,
+            draw_seed=self._runtime.draw_seed,
+        )
+
+    def _job(
+        self, request: GenerateRequest, prompt: EncodedPrompt, made: Plan, until: float | None
+    ) -> Job:
+        self._num_jobs += 1
+        left = None if until is None else max(0.001, until - asyncio.get_running_loop().time())
+        return Job(
+            job_id=f"{self._num_jobs}:{request.request_id}",
+            prompt_ids=prompt.ids,
+            params=made.params,
+            n=request.sampling.n,
+            priority=request.priority,
+            deadline_s=left,
+            cache_salt=request.cache_salt,
+        )
+
+    async def _encode(self, ready: Ready, request: GenerateRequest) -> EncodedPrompt:
+        """Prompt ids; a long text is tokenized beside the event loop."""
+        if request.prompt_ids is not None:
+            return ready.text.encode_ids(request.prompt_ids, ready.info.vocab_size)
+        if request.prompt is not None:
+            return await self._encode_text(
+                ready, request.prompt, add_special_tokens=request.add_special_tokens
+            )
+        options = RenderOptions(
+            request.add_generation_prompt,
+            request.continue_final_message,
+            request.chat_template_kwargs,
+        )
+        return await self._encode_messages(ready, request.messages or [], options)
+
+    async def _encode_text(
+        self, ready: Ready, text: str, *, add_special_tokens: bool
+    ) -> EncodedPrompt:
+        encode = ready.text.encode_prompt
+        if len(text) > _THREAD_ABOVE_CHARS:
+            return await asyncio.to_thread(encode, text, add_special_tokens=add_special_tokens)
+        return encode(text, add_special_tokens=add_special_tokens)
+
+    async def _encode_messages(
+        self, ready: Ready, messages: list[dict[str, Any]], options: RenderOptions
+    ) -> EncodedPrompt:
+        if sum(_length(message) for message in messages) > _THREAD_ABOVE_CHARS:
+            return await asyncio.to_thread(ready.text.encode_messages, messages, options)
+        return ready.text.encode_messages(messages, options)
+
+    # ---- counting -------------------------------------------------------------------------------
+
+    async def tokenize(self, request: TokenizeRequest) -> TokenizeResponse:
+        """Ids of a rendered prompt or of messages; an empty prompt has none.
+
+        Raises:
+            TriremeError: as in `generate`; `missing_required_parameter` when both are missing.
+        """
+        ready = self._runtime.require(request.model)
+        if request.messages is not None:
+            encoded = await self._encode_messages(ready, request.messages, RenderOptions())
+            ids = encoded.ids
+        elif request.prompt:
+            encoded = await self._encode_text(
+                ready, request.prompt, add_special_tokens=request.add_special_tokens
+            )
+            ids = encoded.ids
+        elif request.prompt == "":
+            ids = ready.text.tokenizer.encode("", add_special_tokens=request.add_special_tokens)
+        else:
+            raise TriremeError(
+                "missing_required_parameter", "Give prompt or messages.", param="prompt"
+            )
+        return TokenizeResponse(ids=ids, context_length=ready.info.context_length)
+
+    # ---- embeddings -----------------------------------------------------------------------------
+
+    async def embed(self, request: EmbedRequest) -> EmbedResponse:
+        """L2-normalised vectors; a long input is the mean of its chunks, weighted by tokens.
+
+        Raises:
+            TriremeError: as in `generate`; `invalid_value` for an empty input or for more
+                dimensions than the model has.
+        """
+        ready = self._runtime.require(request.model, request.instance_id, request.digest)
+        if not ready.info.embeds:
+            message = f"The model `{request.model}` gives no embeddings."
+            raise TriremeError("unsupported_by_model", message, param="model")
+        with self._runtime:
+            inputs = await asyncio.to_thread(self._embedding_ids, ready, request.inputs)
+            if self._runtime.settings.embed_in_truncate:
+                inputs = [ids[: ready.info.context_length] for ids in inputs]
+            num_tokens = sum(map(len, inputs))
+            with ready.admission.enter(num_tokens) as ticket:
+                await ticket.wait_turn()
+                chunks = chunked(inputs, ready.info.context_length)
+                vectors = await ready.engine.embed([one for many in chunks for one in many])
+                pooled = await asyncio.to_thread(finished, chunks, vectors, request.dimensions)
+        self._metrics.prompt_tokens.inc(num_tokens)
+        return EmbedResponse(
+            embeddings_b64=[to_base64(vector) for vector in pooled],
+            dimensions=len(pooled[0]),
+            prompt_tokens=num_tokens,
+        )
+
+    def _embedding_ids(self, ready: Ready, inputs: list[str | list[int]]) -> list[list[int]]:
+        encoded = []
+        for i, given in enumerate(inputs):
+            try:
+                if isinstance(given, str):
+                    encoded.append(ready.text.encode_prompt(given).ids)
+                else:
+                    encoded.append(ready.text.encode_ids(given, ready.info.vocab_size).ids)
+            except TriremeError as error:
+                raise TriremeError(error.code, error.message, param=f"input[{i}]") from error
+        return encoded
+
+
+class _Run:
+    """One admitted request: engine outputs to events. State of this request only."""
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        ready: Ready,
+        job: Job,
+        made: Plan,
+        prompt: EncodedPrompt,
+        arrived: float,
+        until: float | None,
+    ) -> None:
+        self._metrics = metrics
+        self._ready = ready
+        self._job = job
+        self._prompt = prompt
+        self._arrived = arrived
+        self._until = until
+        self._choices = [Choice(i, ready.text.tokenizer, made.text) for i in range(job.n)]
+        self._last_token_at = [0.0] * job.n
+        self._cached_tokens = 0
+        self._metrics.prompt_tokens.inc(len(prompt.ids))
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Deltas as they are due, then `Done`.
+
+        Raises:
+            TriremeError: the engine failed the job. TimeoutError: the deadline passed.
+        """
+        engine = self._ready.engine
+        unfinished = len(self._choices)
+        async with aclosing(engine.submit(self._job)) as outputs:
+            while unfinished:
+                async with asyncio.timeout_at(self._until):
+                    output = await anext(outputs, None)
+                if output is None:
+                    raise TriremeError("engine_dead", "The engine ended a request too early.")
+                if isinstance(output, PromptOutput):
+                    yield self._prompt_event(output)
+                    continue
+                choice = self._choices[output.index]
+                before = choice.finish, choice.num_tokens
+                delta = choice.feed(output)
+                self._cached_tokens = max(self._cached_tokens, output.cached_tokens)
+                self._observe(output.index, choice.num_tokens - before[1])
+                if choice.finish is not None and before[0] is None:
+                    unfinished -= 1
+                    self._metrics.finished(choice.finish)
+                    if choice.stopped_by_text and output.finish is None:
+                        engine.abort(self._job.job_id, output.index)
+                if delta is not None:
+                    yield delta
+        self._metrics.request_s.observe(time.monotonic() - self._arrived)
+        self._metrics.prefix_queries.inc(len(self._prompt.ids))
+        self._metrics.prefix_hits.inc(self._cached_tokens)
+        yield Done(
+            prompt_tokens=len(self._prompt.ids),
+            completion_tokens=sum(choice.num_tokens for choice in self._choices),
+            cached_tokens=self._cached_tokens,
+        )
+
+    def _prompt_event(self, output: PromptOutput) -> Prompt:
+        tokenizer = self._ready.text.tokenizer
+        logprobs = [readable(raw, tokenizer) for raw in output.logprobs]
+        return Prompt(self._prompt.ids, self._prompt.text, logprobs)
+
+    def _observe(self, index: int, num_tokens: int) -> None:
+        now, last = time.monotonic(), self._last_token_at[index]
+        if not any(self._last_token_at):
+            self._metrics.first_token_s.observe(now - self._arrived)
+        if last:
+            self._metrics.inter_token_s.observe(now - last)
+        self._last_token_at[index] = now
+        self._metrics.generation_tokens.inc(num_tokens)
+
+
+def _loop_time(deadline_s: float | None) -> float | None:
+    return None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
+
+
+def _length(value: Any) -> int:
+    """Characters in a message, roughly."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_length, value.values()))
+    return sum(map(_length, value)) if isinstance(value, list) else 0

@@ -1,0 +1,134 @@
+"""One choice of a request: engine outputs in, `Delta` events out. Pure.
+
+Detokenizes, finds stop strings, collects log probabilities, and keeps the stream interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from protocol.generation import Delta, FinishReason, TokenLogprob
+from worker.engine.protocol import RawLogprob, StepOutput
+from worker.text.stops import Match, StopMatcher
+from worker.text.tokenizer import Tokenizer
+
+_LOWEST_LOGPROB = -9999.0  # JSON has no infinity
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """How a choice's text is made; the fields are those of `SamplingParams`.
+
+    Attributes:
+        reported_stop_ids: stop tokens that show as `stop_reason` (end-of-sequence does not).
+        interval: tokens between two deltas; the first and the last come at once.
+        context: the prompt's last ids, when the completion continues its text.
+    """
+
+    stops: tuple[str, ...] = ()
+    include_stop: bool = False
+    min_tokens: int = 0
+    skip_special_tokens: bool = True
+    reported_stop_ids: frozenset[int] = frozenset()
+    interval: int = 1
+    context: tuple[int, ...] = ()
+
+
+class Choice:
+    """State of one choice.
+
+    Attributes:
+        num_tokens: tokens so far, those held back by the interval included.
+        finish: why it ended, None while it runs.
+        stopped_by_text: a stop string ended it, so the engine has to be told.
+    """
+
+    def __init__(self, index: int, tokenizer: Tokenizer, options: TextOptions) -> None:
+        self.num_tokens = 0
+        self.finish: FinishReason | None = None
+        self.stopped_by_text = False
+        self._index = index
+        self._tokenizer = tokenizer
+        self._options = options
+        self._stream = tokenizer.stream(
+            skip_special_tokens=options.skip_special_tokens, context=options.context
+        )
+        self._matcher = StopMatcher(options.stops, include_stop=options.include_stop)
+        self._stop_reason: int | str | None = None
+        self._ids: list[int] = []
+        self._texts: list[str] = []
+        self._logprobs: list[TokenLogprob] | None = None
+
+    def feed(self, output: StepOutput) -> Delta | None:
+        """The delta that is due after this output; None while the interval holds it back.
+
+        Outputs behind the end of the choice are dropped.
+        """
+        if self.finish is not None:
+            return None
+        first = self.num_tokens == 0
+        last = len(output.ids) - 1
+        for i, token_id in enumerate(output.ids):
+            ends = i == last and output.stop_token is not None
+            self._take(token_id, output.logprobs[i] if output.logprobs else None)
+            if not ends or self._options.include_stop:
+                self._show(self._stream.step(token_id))
+            if self.finish is not None:
+                break
+        if output.finish is not None and self.finish is None:
+            self._end(output)
+        if self.finish is None and not first and len(self._ids) < self._options.interval:
+            return None
+        return self._delta()
+
+    def _take(self, token_id: int, logprob: RawLogprob | None) -> None:
+        self.num_tokens += 1
+        self._ids.append(token_id)
+        if logprob is not None:
+            self._logprobs = self._logprobs or []
+            self._logprobs.append(readable(logprob, self._tokenizer))
+
+    def _show(self, piece: str) -> None:
+        if self.num_tokens < self._options.min_tokens:
+            self._texts.append(piece)
+            return
+        shown = self._matcher.feed(piece)
+        if isinstance(shown, Match):
+            self._texts.append(shown.text)
+            self.finish, self._stop_reason = "stop", shown.stop
+            self.stopped_by_text = True
+        else:
+            self._texts.append(shown)
+
+    def _end(self, output: StepOutput) -> None:
+        self._show(self._stream.finish())
+        if self.finish is None:
+            self._texts.append(self._matcher.flush())
+            self.finish = output.finish
+            if output.stop_token in self._options.reported_stop_ids:
+                self._stop_reason = output.stop_token
+
+    def _delta(self) -> Delta:
+        delta = Delta(
+            index=self._index,
+            pos=self.num_tokens - len(self._ids),
+            ids=self._ids,
+            text="".join(self._texts),
+            logprobs=self._logprobs,
+            finish_reason=self.finish,
+            stop_reason=self._stop_reason,
+        )
+        self._ids, self._texts, self._logprobs = [], [], None
+        return delta
+
+
+def readable(raw: RawLogprob, tokenizer: Tokenizer) -> TokenLogprob:
+    """A log probability with the token's text and bytes beside the id."""
+
+    def one(token_id: int, logprob: float | None, top: Sequence[TokenLogprob]) -> TokenLogprob:
+        text, data = tokenizer.token(token_id)
+        finite = None if logprob is None else max(logprob, _LOWEST_LOGPROB)
+        return TokenLogprob(token_id, text, list(data), finite, list(top))
+
+    return one(raw.token_id, raw.logprob, [one(other, lp, ()) for other, lp in raw.top])

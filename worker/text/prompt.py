@@ -1,0 +1,164 @@
+"""From a request's input to prompt ids: the tokenizer and the template together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from protocol.errors import TriremeError, quoted
+from worker.text.controls import Piece, disguise, surrogate_at
+from worker.text.templates import ChatTemplate, RenderOptions, checked_kwargs, choose_template
+from worker.text.tokenizer import HFTokenizer, Tokenizer, load_pretrained
+
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+_CONTEXT_IDS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt ready for the engine.
+
+    Attributes:
+        param: the request's field it came from, for error messages.
+        text: the prompt for people.
+        context: the last ids when the completion continues a text, else empty (a new turn).
+    """
+
+    ids: list[int]
+    text: str
+    param: str
+    context: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """All that the worker knows of a model's texts."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        joined = f"{self.tokenizer.fingerprint}\n{self.template.source}"
+        object.__setattr__(self, "fingerprint", hashlib.sha256(joined.encode()).hexdigest())
+
+    def encode_messages(
+        self, messages: Sequence[Mapping[str, Any]], options: RenderOptions
+    ) -> EncodedPrompt:
+        """Render and tokenize; control tokens typed in the messages stay text.
+
+        Raises:
+            TriremeError: 400, naming the message at fault.
+        """
+        _check_messages(messages, options)
+        kwargs = checked_kwargs(self.template, options.kwargs or {})
+        mask = disguise([messages, kwargs], self.tokenizer.special_tokens)
+        rendered = self.template.render(
+            mask.of(messages),
+            RenderOptions(
+                options.add_generation_prompt, options.continue_final_message, mask.of(kwargs)
+            ),
+        )
+        ids = self._encode_pieces(mask.pieces(rendered))
+        context = tuple(ids[-_CONTEXT_IDS:]) if options.continue_final_message else ()
+        return EncodedPrompt(ids, mask.lifted(rendered), "messages", context)
+
+    def _encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
+        """The first piece starts the text; with a control token there, an empty one does."""
+        lead = pieces[0].text if pieces and not pieces[0].as_text else ""
+        ids = self.tokenizer.encode(lead, add_special_tokens=not self.template.writes_bos)
+        for piece in pieces[1 if lead else 0 :]:
+            ids += self.tokenizer.encode_inner(piece.text, as_text=piece.as_text)
+        return ids
+
+    def encode_prompt(self, text: str, *, add_special_tokens: bool = True) -> EncodedPrompt:
+        """Tokenize a rendered prompt: special tokens in it are special tokens.
+
+        Raises:
+            TriremeError: 400 for a lone surrogate, or for no token at all.
+        """
+        if surrogate_at(text, "prompt"):
+            raise _surrogate("prompt")
+        ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        if not ids:
+            raise TriremeError(
+                "invalid_value",
+                "The prompt is empty, and this model has no start token.",
+                param="prompt",
+            )
+        return EncodedPrompt(ids, text, "prompt", tuple(ids[-_CONTEXT_IDS:]))
+
+    def encode_ids(self, ids: list[int], vocab_size: int) -> EncodedPrompt:
+        """Take token ids as they are.
+
+        Raises:
+            TriremeError: 400 for none, or for an id that is not in the vocabulary.
+        """
+        if not ids:
+            raise TriremeError("empty_array", "The prompt holds no token.", param="prompt")
+        if (largest := max(ids)) >= vocab_size:
+            message = f"Token id {largest} is not below the vocabulary size {vocab_size}."
+            raise TriremeError("invalid_value", message, param="prompt")
+        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        return EncodedPrompt(ids, text, "prompt", tuple(ids[-_CONTEXT_IDS:]))
+
+
+def load_text_model(
+    path: str,
+    *,
+    revision: str | None,
+    trust_remote_code: bool,
+    conv_template: str | None,
+    chat_template: Path | None,
+) -> TextModel:
+    """The tokenizer and template of a model folder or hub id; takes seconds.
+
+    Raises:
+        ModelLoadError: with a one-line reason.
+    """
+    pretrained = load_pretrained(path, revision, trust_remote_code)
+    template = choose_template(pretrained, conv_template, chat_template)
+    return TextModel(HFTokenizer(pretrained), template)
+
+
+def _check_messages(messages: Sequence[Mapping[str, Any]], options: RenderOptions) -> None:
+    if not messages:
+        raise TriremeError("empty_array", "messages is empty.", param="messages")
+    if options.continue_final_message and options.add_generation_prompt:
+        raise TriremeError(
+            "invalid_value",
+            "continue_final_message and add_generation_prompt exclude each other.",
+            param="continue_final_message",
+        )
+    for i, message in enumerate(messages):
+        at = f"messages[{i}]"
+        if bad := surrogate_at(message, at):
+            raise _surrogate(bad)
+        role = message.get("role")
+        if role not in _ROLES:
+            raise TriremeError(
+                "invalid_value", f"The role '{quoted(role)}' is not known.", param=f"{at}.role"
+            )
+        _check_content(message.get("content"), f"{at}.content")
+
+
+def _check_content(content: Any, at: str) -> None:
+    if content is None or isinstance(content, str):
+        return
+    if not isinstance(content, list):
+        raise TriremeError("invalid_type", "Content is a text or a list of parts.", param=at)
+    for i, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type") != "text":
+            kind = part.get("type") if isinstance(part, dict) else part
+            message = f"This model takes parts of type text only, not '{quoted(kind)}'."
+            raise TriremeError("invalid_value", message, param=f"{at}[{i}].type")
+        if not isinstance(part.get("text"), str):
+            raise TriremeError("invalid_type", "A text part has a text.", param=f"{at}[{i}].text")
+
+
+def _surrogate(param: str) -> TriremeError:
+    # the surrogate itself is not echoed: it cannot be encoded
+    return TriremeError("invalid_value", "The text holds a lone surrogate.", param=param)

@@ -1,0 +1,235 @@
+"""Chat templates: how messages become one prompt text, by Jinja or by a named conversation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from protocol import conversation as conversations
+from protocol.conversation import Conversation
+from protocol.errors import TriremeError, quoted
+from worker.engine.protocol import ModelLoadError
+
+log = logging.getLogger(__name__)
+
+RESERVED_NAMES = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "sanitize_control_tokens",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+"""Names that a template gets from the request's own fields, never from `chat_template_kwargs`."""
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RenderOptions:
+    """What a request asks of the template beside the messages; `kwargs` are checked already."""
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    kwargs: Mapping[str, Any] | None = None
+
+
+class ChatTemplate(Protocol):
+    """Renders messages.
+
+    Attributes:
+        source: what determines the rendering: goes into the model's digest.
+        conversation: the nearest FastChat conversation, for FastChat's gateway.
+        stops, stop_token_ids: what ends a turn beside the model's end-of-sequence ids.
+        writes_bos: whether the rendered text carries the tokenizer's special tokens itself.
+        variables: names of `chat_template_kwargs` that the template uses.
+    """
+
+    source: str
+    conversation: Conversation
+    stops: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+    writes_bos: bool
+    variables: frozenset[str]
+
+    def render(self, messages: Sequence[Message], options: RenderOptions) -> str:
+        """One prompt text.
+
+        Raises:
+            TriremeError: `invalid_value` when the template does not take these messages.
+        """
+
+
+class NamedTemplate:
+    """A FastChat conversation as the model's template."""
+
+    writes_bos = False
+    variables: frozenset[str] = frozenset()
+
+    def __init__(self, conversation: Conversation) -> None:
+        self.conversation = conversation
+        self.source = repr(conversation.to_wire())
+        self.stops = conversation.stops
+        self.stop_token_ids = conversation.stop_token_ids or ()
+
+    def render(self, messages: Sequence[Message], options: RenderOptions) -> str:
+        try:
+            filled = conversations.from_messages(
+                self.conversation, messages, add_generation_prompt=options.add_generation_prompt
+            )
+        except (ValueError, KeyError, AttributeError) as error:
+            raise _refused(error) from error
+        return conversations.render(filled, open_last=options.continue_final_message)
+
+
+class JinjaTemplate:
+    """The model's own (or a given) Jinja template, rendered in transformers' sandbox.
+
+    Args:
+        pretrained: the transformers tokenizer, whose special tokens the template may name.
+        source: the template; None takes the tokenizer's own.
+
+    Raises:
+        ModelLoadError: when the template is not valid Jinja.
+    """
+
+    writes_bos = True
+    stops: tuple[str, ...] = ()  # a model with its own template ends its turns by itself
+    stop_token_ids: tuple[int, ...] = ()
+
+    def __init__(self, pretrained: Any, source: str | None = None) -> None:
+        self._pretrained = pretrained
+        try:
+            self.source: str = source or pretrained.get_chat_template()
+            found = _undeclared(self.source)
+        except Exception as error:  # Jinja's errors, and ValueError where none is the default
+            raise ModelLoadError(f"the chat template is not usable: {_line(error)}") from error
+        self.variables = found - RESERVED_NAMES - set(pretrained.special_tokens_map)
+        self._takes_parts, self._takes_text = self._probe_content()
+        self.conversation = conversations.match_by_probe(self._probe) or conversations.plain()
+
+    def render(self, messages: Sequence[Message], options: RenderOptions) -> str:
+        try:
+            return self._apply([self._fitted(message) for message in messages], options)
+        except Exception as error:  # a template raises what it likes; the messages made it do so
+            raise _refused(error) from error
+
+    def _apply(self, messages: list[dict[str, Any]], options: RenderOptions) -> str:
+        rendered: str = self._pretrained.apply_chat_template(
+            messages,
+            chat_template=self.source,
+            tokenize=False,
+            add_generation_prompt=options.add_generation_prompt,
+            continue_final_message=options.continue_final_message,
+            **(options.kwargs or {}),
+        )
+        return rendered
+
+    def _probe(self, messages: list[dict[str, str]]) -> str:
+        return self._apply([self._fitted(message) for message in messages], RenderOptions())
+
+    def _fitted(self, message: Message) -> dict[str, Any]:
+        """The message with its content in the form that the template reads."""
+        content = message.get("content")
+        if isinstance(content, str) and not self._takes_text:
+            content = [{"type": "text", "text": content}]
+        elif isinstance(content, list) and not self._takes_parts:
+            content = "\n".join(part["text"] for part in content)
+        return {**message, "content": content}
+
+    def _probe_content(self) -> tuple[bool, bool]:
+        """Whether a list of parts, and whether a plain text, comes out as the text it holds."""
+
+        def shows(content: object) -> bool:
+            try:
+                out = self._apply([{"role": "user", "content": content}], RenderOptions())
+            except Exception:  # a template refuses with whatever it likes
+                return False
+            return "probe one" in out and "probe two" in out and "'type'" not in out
+
+        parts = [{"type": "text", "text": text} for text in ("probe one", "probe two")]
+        takes_parts = shows(parts)
+        return takes_parts, shows("probe one probe two") or not takes_parts
+
+
+def choose_template(
+    pretrained: Any | None, conv_template: str | None, chat_template: Path | None
+) -> ChatTemplate:
+    """By precedence: a named conversation, a template file, the model's own, a plain one.
+
+    Raises:
+        ModelLoadError: when a template cannot be read.
+    """
+    if conv_template:
+        return NamedTemplate(conversations.named(conv_template))
+    if pretrained is not None and chat_template is not None:
+        try:
+            return JinjaTemplate(pretrained, chat_template.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelLoadError(f"--chat-template {chat_template}: {_line(error)}") from error
+    if pretrained is not None and pretrained.chat_template:
+        return JinjaTemplate(pretrained)
+    log.info("the model has no chat template: using plain User:/Assistant: lines")
+    return NamedTemplate(conversations.plain())
+
+
+def checked_kwargs(template: ChatTemplate, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The template variables of a request.
+
+    Raises:
+        TriremeError: `unknown_parameter` for a reserved or unused name, or for no scalar.
+    """
+    for name, value in kwargs.items():
+        if name not in template.variables:
+            raise _unknown(f"'{quoted(name)}' is not a variable of this model's chat template.")
+        if not isinstance(value, str | int | float | bool | None):
+            raise _unknown(f"'{quoted(name)}' must be a string, number, boolean or null.")
+    return kwargs
+
+
+def _unknown(message: str) -> TriremeError:
+    return TriremeError("unknown_parameter", message, param="chat_template_kwargs")
+
+
+def _refused(error: Exception) -> TriremeError:
+    message = f"The model's chat template does not take these messages: {quoted(_line(error))}."
+    return TriremeError("invalid_value", message, param="messages")
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+
+
+def _undeclared(source: str) -> frozenset[str]:
+    """The variables that a Jinja template reads."""
+    from jinja2 import ext, meta, nodes
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(ext.Extension):
+        """Lets `{% generation %}` blocks of training templates parse."""
+
+        tags: ClassVar[set[str]] = {"generation"}
+
+        def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    environment = ImmutableSandboxedEnvironment(extensions=[Generation, ext.loopcontrols])
+    own = set(environment.globals) | {"raise_exception", "strftime_now"}
+    return frozenset(meta.find_undeclared_variables(environment.parse(source)) - own)
