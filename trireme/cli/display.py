@@ -42,10 +42,10 @@ class Display:
         self._shown: dict[str, str] = {}
         self._progress = Progress(
             SpinnerColumn(finished_text=" "),
-            TextColumn("{task.fields[name]:<11}"),
-            TextColumn("{task.description}"),
+            TextColumn("{task.fields[name]:<11}", markup=False),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.fields[percent]}"),
+            TextColumn("{task.fields[percent]}", markup=False),
             TimeElapsedColumn(),
             console=console,
             transient=True,
@@ -62,7 +62,8 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        if self.console.is_terminal:
+            self._progress.stop()
 
     def waiting(self, name: str, reason: str) -> None:
         """A tier is not ready; `reason` says what it does, with a percentage if it knows one."""
@@ -85,11 +86,20 @@ class Display:
         """A line that stays; a tier that is no longer waited for loses its progress line."""
         if mood != "plain" and name in self._tasks:
             self._progress.remove_task(self._tasks.pop(name))
+            self._progress.refresh()
         mark, style = _MARKS[mood]
         self.console.print(
             Text.assemble((mark, style), " ", (f"{name:<{_NAME_WIDTH}}", "bold"), " ", text),
             soft_wrap=True,
         )
+
+    def wait_no_more(self) -> None:
+        """Take all progress lines away: nothing is waited for any longer."""
+        for task in self._tasks.values():
+            self._progress.remove_task(task)
+        self._tasks.clear()
+        if self.console.is_terminal:
+            self._progress.refresh()
 
     def output(self, name: str, lines: list[str]) -> None:
         """Lines that a tier wrote, each with its name in front."""

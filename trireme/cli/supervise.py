@@ -212,6 +212,7 @@ class Stack:
         for probe in probes:
             probe.cancel()
         await asyncio.gather(*probes, return_exceptions=True)
+        self._display.wait_no_more()
         before = self._signals
         for tier, bound_s in STOP_ORDER:
             kin = [member.child for member in self._members if member.plan.tier == tier]
@@ -231,6 +232,7 @@ class Stack:
                     self._display.line(child.name, "did not stop in time and was killed", "bad")
                     child.kill()
         self._show_output()
+        self._display.line("trireme up", "all stopped")
 
 
 def _reason(answer: httpx.Response) -> str:
