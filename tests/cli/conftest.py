@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pty
+import select
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -68,3 +71,74 @@ def trireme(
         )
 
     return run
+
+
+TAKE_TERMINAL = """
+import os, sys
+os.close(os.open(os.ttyname(0), os.O_RDWR))
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+class Terminal:
+    """The `trireme` command on a pseudo-terminal of its own."""
+
+    def __init__(self, environment: dict[str, str], folder: Path, *args: str) -> None:
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", TAKE_TERMINAL, "-m", "trireme.cli", *args],
+            cwd=folder,
+            env=environment | {"TERM": "xterm"},
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+        )
+        os.close(slave)
+        self.shown = ""
+        self.everything = ""
+
+    def expect(self, text: str, seconds: float = 20) -> None:
+        deadline = time.monotonic() + seconds
+        while text not in self.shown:
+            assert time.monotonic() < deadline, self.shown
+            self._read()
+        self.shown = self.shown.partition(text)[2]
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def exit_code(self, seconds: float = 20) -> int:
+        """Read on until it has ended."""
+        deadline = time.monotonic() + seconds
+        while self.process.poll() is None:
+            assert time.monotonic() < deadline, self.shown
+            self._read()
+        return self.process.returncode
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+    def _read(self) -> None:
+        if select.select([self.master], [], [], 0.1)[0]:
+            with contextlib.suppress(OSError):  # the other side is closed
+                read = os.read(self.master, 4096).decode("utf-8", "replace")
+                self.shown += read
+                self.everything += read
+
+
+@pytest.fixture
+def terminal_of(
+    command_environment: dict[str, str], tmp_path: Path
+) -> Iterator[Callable[..., Terminal]]:
+    """Run `trireme …` on a terminal until the test ends."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(*args: str) -> Terminal:
+            terminal = Terminal(command_environment, tmp_path, *args)
+            stack.callback(terminal.close)
+            return terminal
+
+        yield begin

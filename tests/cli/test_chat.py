@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import pty
-import select
 import subprocess
-import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -21,6 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from tests.cli.conftest import Terminal
 from trireme.cli.chat import printable
 
 Serve = Callable[[ASGIApp], str]
@@ -177,53 +173,10 @@ def test_control_characters_of_a_model_do_not_reach_the_terminal() -> None:
     assert printable("a\x1b[2Jb\tc\nd\x9b1m\x07é😀") == "a[2Jb\tc\nd1mé😀"
 
 
-TAKE_TERMINAL = """
-import os, sys
-os.close(os.open(os.ttyname(0), os.O_RDWR))
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-"""
-
-
-class Terminal:
-    """The command on a pseudo-terminal."""
-
-    def __init__(self, environment: dict[str, str], *args: str) -> None:
-        self.master, slave = pty.openpty()
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", TAKE_TERMINAL, "-m", "trireme.cli", *args],
-            env=environment | {"TERM": "xterm"},
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-        )
-        os.close(slave)
-        self.shown = ""
-
-    def expect(self, text: str) -> None:
-        deadline = time.monotonic() + 20
-        while text not in self.shown:
-            assert time.monotonic() < deadline, self.shown
-            if select.select([self.master], [], [], 0.2)[0]:
-                self.shown += os.read(self.master, 4096).decode("utf-8", "replace")
-        self.shown = self.shown.partition(text)[2]
-
-    def type(self, text: str) -> None:
-        os.write(self.master, text.encode())
-
-    def close(self) -> int:
-        try:
-            return self.process.wait(10)
-        finally:
-            self.process.kill()
-            self.process.wait()
-            os.close(self.master)
-
-
 def test_a_conversation_on_a_terminal(
-    api: FakeApi, serve: Serve, command_environment: dict[str, str]
+    api: FakeApi, serve: Serve, terminal_of: Callable[..., Terminal]
 ) -> None:
-    terminal = Terminal(command_environment, "chat", "--base-url", f"{serve(api.app)}/v1")
+    terminal = terminal_of("chat", "--base-url", f"{serve(api.app)}/v1")
     terminal.expect("Talking to alpha")
     terminal.expect("> ")
     terminal.type("hello\r")
@@ -251,5 +204,5 @@ def test_a_conversation_on_a_terminal(
     terminal.expect("You said: again")
     terminal.expect("> ")
     terminal.type("\x04")
-    assert terminal.close() == 0
+    assert terminal.exit_code() == 0
     assert len(api.asked[-1]["messages"]) == 1

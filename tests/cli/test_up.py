@@ -17,6 +17,8 @@ import httpx
 import psutil
 import pytest
 
+from tests.cli.conftest import Terminal
+
 Trireme = Callable[..., subprocess.CompletedProcess[str]]
 PORTS = ("--port", "0", "--controller-port", "0", "--worker-port", "0")
 SIM = ("--engine", "sim", "--model-names", "demo", *PORTS)
@@ -54,10 +56,9 @@ class Up:
             time.sleep(0.05)
         return str(found[-1])
 
-    def family(self) -> dict[str, psutil.Process]:
-        """All descendants, by tier and number for the tiers themselves."""
-        found = psutil.Process(self.process.pid).children(recursive=True)
-        return {f"{each.pid}": each for each in found}
+    def family(self) -> list[psutil.Process]:
+        """All descendants."""
+        return list(psutil.Process(self.process.pid).children(recursive=True))
 
     def tier(self, name: str) -> psutil.Process:
         """The first process of a tier."""
@@ -84,7 +85,7 @@ def start(command_environment: dict[str, str], tmp_path: Path) -> Iterator[Calla
 
     yield begin
     for each in started:
-        left = list(each.family().values()) if each.process.poll() is None else []
+        left = each.family() if each.process.poll() is None else []
         for process in (each.process, *left):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -126,7 +127,7 @@ def test_it_serves_shows_itself_survives_a_crash_and_stops(
     up.expect(r"✓ worker-\d +ready", count=3)
     assert ask(base_url)
 
-    family = list(up.family().values())
+    family = up.family()
     assert len(family) >= 4
     assert up.stop(signal.SIGINT) == 0, up.text
     assert gone(family)
@@ -142,16 +143,40 @@ def test_nobody_outlives_a_killed_parent(start: Callable[..., Up]) -> None:
     up = start(*SIM, "--verbose")
     up.expect("Trireme serves")
     assert "worker | " in up.text
-    family = list(up.family().values())
+    family = up.family()
     assert len(family) >= 3
     up.stop(signal.SIGKILL)
+    assert gone(family)
+
+
+def test_on_a_terminal_ctrl_c_drains_and_a_second_one_kills(
+    terminal_of: Callable[..., Terminal],
+) -> None:
+    terminal = terminal_of("up", *SIM, "--", "--sim-itl-ms", "1000")
+    terminal.expect("Trireme serves", 60)
+    terminal.expect("Base URL")
+    terminal.expect("Stop")
+    base_url = re.findall(r"http://[0-9.:]+/v1", terminal.everything)[0]
+    family = psutil.Process(terminal.process.pid).children(recursive=True)
+    body = {"model": "demo", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    with httpx.stream(
+        "POST", f"{base_url}/chat/completions", json=body, timeout=30, trust_env=False
+    ) as answer:
+        lines = answer.iter_lines()
+        assert next(lines).startswith("data:")
+        terminal.type("\x03")
+        terminal.expect("stopping")
+        assert next(line for line in lines if line).startswith("data:")
+        terminal.type("\x03")
+        terminal.expect("had to be killed")
+        assert terminal.exit_code() == 0
     assert gone(family)
 
 
 def test_a_signal_while_starting_stops_all(start: Callable[..., Up]) -> None:
     up = start(*SIM)
     up.expect("gateway +starting")
-    family = list(up.family().values())
+    family = up.family()
     assert up.stop(signal.SIGTERM) == 0
     assert gone(family)
 

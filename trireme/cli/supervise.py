@@ -229,7 +229,7 @@ class Stack:
                 await asyncio.sleep(TICK_S / 2)
             for child in running:
                 if child.ended() is None:
-                    self._display.line(child.name, "did not stop in time and was killed", "bad")
+                    self._display.line(child.name, "had to be killed", "bad")
                     child.kill()
         self._show_output()
         self._display.line("trireme up", "all stopped")
