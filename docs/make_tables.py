@@ -11,15 +11,14 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, cast, get_args, get_origin
 
 import httpx
-from prometheus_client import generate_latest
+from fastapi import FastAPI
 from pydantic.fields import FieldInfo
 
+from trireme.service.server import ExitRequest
 from trireme.service.settings import TierSettings
-from worker.engine.protocol import EngineLoad
-from worker.metrics import Metrics
 
 PAGE = Path(__file__).with_name("operations.md")
 SECTION = re.compile(r"(<!-- (flags|metrics): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
@@ -111,7 +110,7 @@ def flags(section: str) -> str:
 
 def metrics(tier: str) -> str:
     """The table of what a tier's `/metrics` shows: name, type, meaning."""
-    text = _of_worker() if tier == "worker" else asyncio.run(_scrape(tier))
+    text = asyncio.run(_scrape(tier))
     helps = dict(re.findall(r"^# HELP (\S+) (.*)$", text, flags=re.MULTILINE))
     kinds = re.findall(r"^# TYPE (\S+) (\S+)$", text, flags=re.MULTILINE)
     lines = "| Name | Type | Meaning |\n|---|---|---|\n"
@@ -121,17 +120,20 @@ def metrics(tier: str) -> str:
     return lines
 
 
-def _of_worker() -> str:
-    """A worker's metrics without a worker, whose app cannot be made without an engine."""
-    found = Metrics("model", EngineLoad, lambda: 0)
-    return generate_latest(found.registry).decode()
-
-
 async def _scrape(tier: str) -> str:
-    app = importlib.import_module(f"{tier}.app").create_app(settings_of(tier)())
-    transport = httpx.ASGITransport(app)
+    transport = httpx.ASGITransport(app_of(tier))
     async with httpx.AsyncClient(transport=transport, base_url="http://tier") as client:
         return (await client.get("/metrics")).text
+
+
+def app_of(tier: str) -> FastAPI:
+    """The tier's app as its defaults make it; nothing is started."""
+    settings = settings_of(tier)()
+    create_app = importlib.import_module(f"{tier}.app").create_app
+    if tier == "worker":
+        made = create_app(settings, address="http://localhost", exit_request=ExitRequest())
+        return cast(FastAPI, made.app)
+    return cast(FastAPI, create_app(settings))
 
 
 TABLES: dict[str, Callable[[str], str]] = {"flags": flags, "metrics": metrics}
