@@ -74,10 +74,15 @@ class Spread:
     def of(cls, values: Sequence[float]) -> Spread:
         return cls(statistics.median(values), min(values), max(values))
 
-    def show(self, digits: int = 0) -> str:
+    def show(self) -> str:
+        """The median, and below it the least and the greatest."""
         if math.isnan(self.median):
             return "–"
-        return f"{self.median:.{digits}f} ({self.low:.{digits}f}–{self.high:.{digits}f})"
+        return f"{_short(self.median)}\n[dim]{_short(self.low)}–{_short(self.high)}[/dim]"
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 FIGURES = ("tokens_per_s", "ttft_p50_ms", "ttft_p99_ms", "itl_p50_ms", "itl_p99_ms")

@@ -26,7 +26,7 @@ from rich.table import Table
 from benchmarks.client import Endpoint, Load, Sample, stream_once
 from benchmarks.make_model import SIZES, make_model
 from benchmarks.stack import StackFailed, running_stack
-from benchmarks.stats import Run, Spread, summarise
+from benchmarks.stats import FIGURES, Run, summarise
 
 WORK = Path(".trireme/bench")
 console = Console()
@@ -89,26 +89,24 @@ def measure(
 
 
 def table(runs: list[Run], title: str) -> Table:
-    """Medians over the repeats, least and greatest in brackets."""
-    shown = Table(title=title, caption="median over the repeats (least–greatest); times in ms")
-    for heading in ("clients", "tokens/s", "to the least level", "TTFT p50", "TTFT p99"):
-        shown.add_column(heading, justify="right")
-    for heading in ("ITL p50", "ITL p99", "failed"):
-        shown.add_column(heading, justify="right")
+    """Medians over the repeats, with least and greatest below them."""
+    shown = Table(
+        title=title,
+        caption="median over the repeats, least–greatest below it; times in ms;\n"
+        "p99 is the greatest where there are fewer than 100 values",
+    )
+    for heading in ("clients", "tokens/s", "ratio", "TTFT p50", "TTFT p99", "ITL p50", "ITL p99"):
+        shown.add_column(heading, justify="right", no_wrap=True)
     summary = summarise(runs)
     base = summary[min(summary)]["tokens_per_s"].median
     for clients, figures in summary.items():
-        rate: Spread = figures["tokens_per_s"]
+        rate = figures["tokens_per_s"].median
         failed = sum(run.failed for run in runs if run.clients == clients)
         shown.add_row(
-            str(clients),
-            rate.show(1),
-            f"{rate.median / base:.1f}x" if base else "–",
-            figures["ttft_p50_ms"].show(),
-            figures["ttft_p99_ms"].show(),
-            figures["itl_p50_ms"].show(1),
-            figures["itl_p99_ms"].show(1),
-            f"[red]{failed}[/red]" if failed else "0",
+            f"{clients}\n[red]{failed} failed[/red]" if failed else str(clients),
+            figures["tokens_per_s"].show(),
+            f"{rate / base:.1f}x" if base else "–",
+            *(figures[name].show() for name in FIGURES[1:]),
         )
     return shown
 
