@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
 from starlette.requests import ClientDisconnect
 
+from gateway.errors import WHOLE_FIELDS
 from protocol.errors import TAXONOMY, TriremeError, quoted
 from protocol.openai import UNION_TAGS
 
@@ -21,9 +22,6 @@ _Model = TypeVar("_Model", bound=BaseModel)
 _DRAIN_FACTOR: Final = 8
 _DRAIN_S: Final = 2.0
 _UNPARSABLE: Final = "We could not parse the JSON body of your request."
-
-_WHOLE_FIELDS: Final = frozenset({"stop", "logit_bias", "prompt", "input", "stop_token_ids"})
-"""Fields that are named whole in `param`, whatever is wrong inside them."""
 
 _ANSWER_CHANGING: Final = frozenset(
     "best_of chat_template documents grammar guided_choice guided_grammar guided_json guided_regex "
@@ -127,7 +125,7 @@ def _param(loc: tuple[int | str, ...], at: str | None) -> str | None:
             path += f"[{part}]"
         elif part not in UNION_TAGS:
             path += f".{part}" if path else part
-        if path in _WHOLE_FIELDS:
+        if path in WHOLE_FIELDS:
             return path
     if at:
         path = f"{path}.{at}" if path else at

@@ -15,16 +15,20 @@ from protocol.errors import TriremeError, quoted
 
 log = logging.getLogger(__name__)
 
+WHOLE_FIELDS: Final = frozenset({"stop", "logit_bias", "prompt", "input", "stop_token_ids"})
+"""Fields that are named whole in `param`, whatever is wrong inside them."""
+
 _CLOSING: Final = frozenset({"request_too_large"})
 
 
 def error_body(error: TriremeError) -> dict[str, Any]:
     """`{"error": {message, type, param, code}, "error_code": the seed's number}`."""
+    field = (error.param or "").partition("[")[0]
     return {
         "error": {
             "message": error.message,
             "type": error.spec.type,
-            "param": error.param,
+            "param": field if field in WHOLE_FIELDS else error.param,
             "code": error.code if error.spec.public else None,
         },
         "error_code": int(error.spec.number),

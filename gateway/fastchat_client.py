@@ -54,7 +54,7 @@ def needs_native(request: GenerateRequest) -> str | None:
     plain = SamplingParams()
     for name in _NEEDS_NATIVE:
         if getattr(request.sampling, name) != getattr(plain, name):
-            return name
+            return "logprobs" if name == "prompt_logprobs" and request.echo else name
     if request.messages is not None and request.sampling.logprobs:
         return "top_logprobs"
     if request.prompt_ids is not None:

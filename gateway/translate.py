@@ -45,6 +45,9 @@ def completion_requests(
 ) -> list[GenerateRequest]:
     """One request a prompt; choice i of prompt p is choice p * n + i of the answer."""
     sampling = _sampling(request, logprobs=request.logprobs)
+    if request.echo and request.prompt_logprobs is None:
+        # the legacy arrays cover the echoed prompt too
+        sampling = sampling.model_copy(update={"prompt_logprobs": request.logprobs})
     return [
         GenerateRequest(
             request_id=f"{request_id}-{number}",

@@ -1,4 +1,4 @@
-"""Scripted peers of the gateway on real sockets: workers of both wires, a controller, and itself."""
+"""Scripted peers of the gateway on real sockets: workers, a controller, and the gateway itself."""
 
 from __future__ import annotations
 
@@ -254,8 +254,7 @@ async def serving_gateway(app: FastAPI) -> AsyncIterator[str]:
     server = _QuietServer(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        while not server.started:
-            await asyncio.sleep(0.005)
+        await until(lambda: server.started)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
@@ -292,5 +291,5 @@ async def stack(*workers: FakeWorker, **settings: Any) -> AsyncIterator[Stack]:
 async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None:
     """Wait for a condition; fails the test when it does not come true."""
     async with asyncio.timeout(timeout_s):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - conditions are of any kind
             await asyncio.sleep(0.005)

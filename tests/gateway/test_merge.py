@@ -1,0 +1,67 @@
+"""Several generators as one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import pytest
+
+from gateway.merge import merged
+
+
+class Source:
+    def __init__(self, *items: int | Exception, pause_s: float = 0) -> None:
+        self.items, self.pause_s = items, pause_s
+        self.started = self.closed = False
+
+    async def stream(self) -> AsyncGenerator[int, None]:
+        self.started = True
+        try:
+            for item in self.items:
+                await asyncio.sleep(self.pause_s)
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            self.closed = True
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_all_items_come_with_their_source(count: int) -> None:
+    sources = [Source(1, 2) for _ in range(count)]
+    found = [pair async for pair in merged([s.stream() for s in sources], at_once=2)]
+    assert sorted(found) == [(i, item) for i in range(count) for item in (1, 2)]
+    assert all(source.closed for source in sources)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_the_first_error_is_raised_and_all_are_closed(count: int) -> None:
+    sources = [Source(ValueError("no")), *(Source(1, pause_s=9) for _ in range(count - 1))]
+    with pytest.raises(ValueError, match="no"):
+        _ = [pair async for pair in merged([s.stream() for s in sources], at_once=3)]
+    assert all(source.closed for source in sources)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_closing_it_closes_all(count: int) -> None:
+    sources = [Source(*range(1000)) for _ in range(count)]
+    async with aclosing(merged([s.stream() for s in sources], at_once=3)) as both:
+        await anext(both)
+    assert all(source.closed for source in sources if source.started)
+    assert sources[0].closed
+
+
+async def test_no_more_than_at_once_run() -> None:
+    sources = [Source(1, pause_s=9), Source(1), Source(1)]
+    async with aclosing(merged([s.stream() for s in sources], at_once=2)) as both:
+        assert [await anext(both), await anext(both)] == [(1, 1), (2, 1)]
+    sources = [Source(1, pause_s=9), Source(1)]
+    one = merged([s.stream() for s in sources], at_once=1)
+    task = asyncio.create_task(anext(one))
+    await asyncio.sleep(0.01)
+    assert [source.started for source in sources] == [True, False]
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await one.aclose()

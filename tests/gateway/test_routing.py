@@ -1,0 +1,131 @@
+"""Which worker gets a request: load, prefixes, bounds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+
+import pytest
+
+from gateway.prefix import CHUNK_BYTES, CHUNK_TOKENS, PrefixIndex, fingerprint, prompt_tokens
+from gateway.routing import POLICIES, InFlight, Query, least_loaded, prefix_aware
+from protocol.fleet import Load, WorkerRecord
+from protocol.generation import GenerateRequest
+from tests.gateway.fakes import record
+
+
+def worker(name: str, waiting_tokens: int = 0, **fields: object) -> WorkerRecord:
+    load = Load(waiting_tokens=waiting_tokens, capacity=8)
+    return record(name, f"http://{name}:1", **({"load": load} | fields))
+
+
+def text(prompt: str | None, **fields: object) -> GenerateRequest:
+    return GenerateRequest.model_validate(
+        {"request_id": "r", "model": "m", "prompt": prompt} | fields
+    )
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_policy_orders_all_candidates(name: str) -> None:
+    workers = [worker(f"w{i}", 10 * i) for i in range(5)]
+    order = POLICIES[name](Query(workers), Random(1))
+    assert sorted(w.instance_id for w in order) == [f"w{i}" for i in range(5)]
+
+
+def test_the_less_loaded_of_two_comes_first() -> None:
+    order = prefix_aware(Query([worker("a", 900), worker("b", 100)]), Random(1))
+    assert [w.instance_id for w in order] == ["b", "a"]
+
+
+def test_own_requests_that_no_heartbeat_has_reported_count_as_load() -> None:
+    workers = [worker("a"), worker("b", 100)]
+    order = prefix_aware(Query(workers, unreported={"a": 500}), Random(1))
+    assert order[0].instance_id == "b"
+
+
+def test_a_faster_worker_may_have_the_longer_queue() -> None:
+    slow = worker("slow", load=Load(waiting_tokens=100, prefill_tps=100.0))
+    fast = worker("fast", load=Load(waiting_tokens=500, prefill_tps=1000.0))
+    assert least_loaded(Query([slow, fast]), Random(1))[0] is fast
+
+
+def test_a_fastchat_worker_is_weighed_by_its_queue() -> None:
+    busy = worker("busy", wire="fastchat", queue_length=4)
+    idle = worker("idle", wire="fastchat", queue_length=0)
+    assert least_loaded(Query([busy, idle]), Random(1))[0] is idle
+
+
+def test_equal_workers_share_the_load() -> None:
+    workers, rng = [worker(f"w{i}") for i in range(4)], Random(7)
+    firsts = Counter(prefix_aware(Query(workers), rng)[0].instance_id for _ in range(2000))
+    assert min(firsts.values()) > 400
+
+
+def test_two_random_choices_keep_the_longest_queue_short() -> None:
+    workers, rng, sent = [worker(f"w{i}") for i in range(20)], Random(3), Counter[str]()
+    for _ in range(2000):
+        chosen = prefix_aware(Query(workers, unreported=sent), rng)[0]
+        sent[chosen.instance_id] += 1
+    assert max(sent.values()) - min(sent.values()) < 12
+
+
+def test_the_worker_that_saw_the_prefix_is_found_among_many() -> None:
+    workers, rng = [worker(f"w{i}") for i in range(20)], Random(5)
+    query = Query(workers, prompt_tokens=600, matched={"w13": 512})
+    assert all(prefix_aware(query, rng)[0].instance_id == "w13" for _ in range(50))
+
+
+def test_the_longest_prefix_wins() -> None:
+    workers = [worker(f"w{i}") for i in range(6)]
+    query = Query(workers, prompt_tokens=600, matched={"w1": 64, "w4": 512})
+    assert all(prefix_aware(query, Random(i))[0].instance_id == "w4" for i in range(20))
+
+
+def test_load_beats_the_prefix() -> None:
+    workers = [worker("seen", 100_000), *(worker(f"w{i}", 10) for i in range(6))]
+    query = Query(workers, prompt_tokens=2000, matched={"seen": 1984})
+    assert all(prefix_aware(query, Random(i))[0].instance_id != "seen" for i in range(20))
+
+
+def test_in_flight_is_unreported_until_the_next_heartbeat() -> None:
+    flights, a = InFlight(), worker("a").model_copy(update={"seq": 4})
+    ticket = flights.begin(a, 100)
+    assert flights.unreported([a]) == {"a": 100}
+    assert flights.unreported([a.model_copy(update={"seq": 5})]) == {"a": 0}
+    assert (flights.count("a"), flights.count()) == (1, 1)
+    flights.end(ticket)
+    assert (flights.count("a"), flights.count()) == (0, 0)
+
+
+def test_a_fingerprint_is_shared_as_far_as_the_prompts_are() -> None:
+    one = fingerprint(text("x" * CHUNK_BYTES + "a" * CHUNK_BYTES))
+    two = fingerprint(text("x" * CHUNK_BYTES + "b" * CHUNK_BYTES))
+    assert one[0] == two[0]
+    assert one[1] != two[1]
+    assert len(one) == 2
+    assert fingerprint(text("x" * (CHUNK_BYTES - 1))) == ()
+
+
+def test_tenants_and_models_share_no_fingerprint() -> None:
+    prompt = "x" * CHUNK_BYTES
+    seen = {fingerprint(text(prompt, **more)) for more in ({}, {"cache_salt": "s"}, {"model": "n"})}
+    assert len(seen) == 3
+
+
+def test_messages_and_ids_have_fingerprints() -> None:
+    turns = [{"role": "user", "content": "x" * 2 * CHUNK_BYTES}]
+    assert len(fingerprint(text(None, messages=turns))) == 2
+    assert len(fingerprint(text(None, prompt_ids=[7] * CHUNK_TOKENS))) == 1
+    assert prompt_tokens(text(None, prompt_ids=[1, 2, 3])) == 3
+
+
+def test_the_index_matches_the_longest_prefix_and_forgets_the_oldest() -> None:
+    index = PrefixIndex(capacity=4)
+    chain = tuple(bytes([i]) for i in range(3))
+    index.record(chain, "a")
+    index.record(chain[:1], "b")
+    assert index.matched_tokens(chain, ["a", "b"]) == {"a": 3 * CHUNK_TOKENS, "b": CHUNK_TOKENS}
+    assert index.matched_tokens(chain, ["b"]) == {"b": CHUNK_TOKENS}
+    index.record((b"x", b"y", b"z"), "c")
+    assert len(index) == 4
+    assert index.matched_tokens(chain, ["a"]) == {"a": CHUNK_TOKENS}
