@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic_settings import CliToggleFlag
 
 from protocol import conversation
 from trireme.service.settings import Strings, TierSettings, settings_config
@@ -63,7 +64,8 @@ class Settings(TierSettings):
     controller_address: Annotated[Strings, AfterValidator(_urls)] = Field(
         ("http://localhost:21001",), description="controllers to register with, all of them"
     )
-    no_register: bool = Field(False, description="serve without registering anywhere")
+    # a toggle: argparse reads any flag that starts with --no- as a negation otherwise
+    no_register: CliToggleFlag[bool] = Field(False, description="serve without registering anywhere")
     heartbeat_interval: float = Field(1.0, gt=0, le=60, description="seconds between heartbeats")
 
     engine: Annotated[str, AfterValidator(_known_engine)] = Field(
