@@ -15,10 +15,11 @@ import pytest
 from tests.interop.servers import Launcher, Server, Stack, answers, free_port, models_of
 
 JINJA = """\
+{{- bos_token }}
 {%- if messages[0].role != 'system' %}{{ '<system>be polite</s>' }}{% endif %}
 {%- for m in messages %}{{ '<' + m.role + '>' + m.content + '</s>' }}{% endfor %}
 {%- if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"""
-"""A template that FastChat has no name for."""
+"""A template that FastChat has no name for. It writes the BOS that the tokenizer adds elsewhere."""
 
 
 @pytest.fixture(scope="session")
