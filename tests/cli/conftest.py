@@ -6,41 +6,33 @@ import contextlib
 import os
 import pty
 import select
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import uvicorn
 from starlette.types import ASGIApp
+
+from tests.controller.serving import Farm
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(scope="session")
+def farm() -> Iterator[Farm]:
+    """Where all apps of the session are served."""
+    farm = Farm()
+    yield farm
+    farm.close()
+
+
 @pytest.fixture
-def serve() -> Iterator[Callable[[ASGIApp], str]]:
+def serve(farm: Farm) -> Iterator[Callable[[ASGIApp], str]]:
     """Serve an app on a free port until the test ends; gives its base URL."""
     with contextlib.ExitStack() as stack:
-        yield lambda app: stack.enter_context(_served(app))
-
-
-@contextlib.contextmanager
-def _served(app: ASGIApp) -> Iterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        listener.close()
+        yield lambda app: stack.enter_context(farm.serving(app))
 
 
 @pytest.fixture

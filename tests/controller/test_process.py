@@ -129,6 +129,6 @@ def test_a_signal_ends_waiting_polls_at_once_and_exits_0(sign: signal.Signals) -
         began = time.monotonic()
         process.send_signal(sign)
         assert process.wait(10) == 0
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 8
         poll.join(10)
         assert answers[0].json() == known
