@@ -178,10 +178,9 @@ class FastChatClient:
     ) -> AsyncGenerator[Delta, None]:
         """One choice; its last delta, which has the finish reason, comes when the stream ends."""
         http, splitter = self._http, FrameSplitter(NUL)
-        left_s = max(0.001, deadline - asyncio.get_running_loop().time())
         frame: dict[str, Any] | None = None
         async with (
-            http.open(worker, "/worker_generate_stream", body, left_s) as response,
+            http.open(worker, "/worker_generate_stream", body, float("inf"), deadline) as response,
             aclosing(http.chunks(response, alive, lambda: float("inf"), deadline)) as chunks,
         ):
             async for chunk in chunks:

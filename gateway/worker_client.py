@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Final, Protocol, TypeVar
 
 import aiohttp
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
+LARGE_BODY_BYTES: Final = 1024 * 1024
+"""Larger bodies are sent in pieces, so that the event loop is not held up."""
 ALIVE_CHECK_S: Final = 1.0
 IDLE_CONNECTION_S: Final = 30.0
 """Idle connections are dropped long before a worker drops them (75 s), so none is found dead."""
@@ -110,31 +113,38 @@ class WorkerHttp:
             TriremeError: the worker's own, or `worker_unreachable`, `worker_lost`,
                 `worker_timeout`.
         """
-        with _mapped():
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        with _mapped(deadline):
             async with (
                 asyncio.timeout(timeout_s),
-                self.open(worker, path, body, timeout_s) as response,
+                self.open(worker, path, body, timeout_s, deadline) as response,
             ):
                 return await response.read()
 
     @asynccontextmanager
     async def open(
-        self, worker: WorkerRecord, path: str, body: bytes, headers_timeout_s: float
+        self, worker: WorkerRecord, path: str, body: bytes, patience_s: float, deadline: float
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A 200 whose body is still to be read; closed with the connection if it is not."""
-        with _mapped():
-            async with asyncio.timeout(headers_timeout_s):
+        """A 200 whose body is still to be read; closed with the connection if it is not.
+
+        Args:
+            patience_s: longest wait for the answer's headers.
+            deadline: loop time at which the request has failed.
+        """
+        loop = asyncio.get_running_loop()
+        with _mapped(deadline):
+            async with asyncio.timeout(min(patience_s, deadline - loop.time())):
                 response = await self._session.post(
                     worker.address + path,
-                    data=body,
+                    data=body if len(body) <= LARGE_BODY_BYTES else BytesIO(body),
                     headers=self._headers,
                     timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.timeouts.connect_s),
                     allow_redirects=False,
                 )
         try:
             if response.status != 200:
-                with _mapped():
-                    async with asyncio.timeout(headers_timeout_s):
+                with _mapped(deadline):
+                    async with asyncio.timeout(patience_s):
                         raise _refusal(worker, response.status, await response.read())
             yield response
         finally:
@@ -161,7 +171,7 @@ class WorkerHttp:
                 left_s = min(stalled, deadline) - loop.time()
                 if left_s <= 0:
                     raise _too_slow(loop.time() >= deadline)
-                with _mapped():
+                with _mapped(deadline):
                     try:
                         async with asyncio.timeout(min(left_s, ALIVE_CHECK_S)):
                             data = await response.content.readany()
@@ -192,7 +202,7 @@ class NativeClient:
         body = _json(request)
         async with (
             self._http.open(
-                worker, "/native/generate", body, min(timeouts.first_event_s, limit_s)
+                worker, "/native/generate", body, timeouts.first_event_s, deadline
             ) as response,
             aclosing(self._http.chunks(response, alive, lambda: patience_s, deadline)) as chunks,
         ):
@@ -241,14 +251,14 @@ def _answer(model: type[_Model], body: bytes) -> _Model:
 
 
 @contextmanager
-def _mapped() -> Iterator[None]:
-    """aiohttp's errors in our terms."""
+def _mapped(deadline: float = float("inf")) -> Iterator[None]:
+    """aiohttp's errors in our terms; a timeout after the loop time `deadline` is the request's."""
     try:
         yield
     except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
         raise TriremeError("worker_unreachable", "The worker cannot be reached.") from error
     except TimeoutError as error:
-        raise _too_slow(False) from error
+        raise _too_slow(asyncio.get_running_loop().time() >= deadline) from error
     except (aiohttp.ClientError, OSError) as error:
         raise TriremeError("worker_lost", "The connection to the worker broke.") from error
 

@@ -1,0 +1,255 @@
+"""Workers that die, hang and refuse: what the client sees."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import aiohttp
+import openai
+import orjson
+import pytest
+
+from protocol.errors import TriremeError
+from tests.gateway.fakes import MODEL, WORDS, FakeWorker, Stack, stack, until
+
+TEXT = "".join(WORDS)
+HELLO: list[Any] = [{"role": "user", "content": "hi"}]
+BODY: dict[str, Any] = {"model": MODEL, "messages": HELLO}
+OVERLOADED = TriremeError("overloaded", "full", retry_after_s=2.5)
+
+
+async def ask(http: aiohttp.ClientSession, s: Stack, **fields: Any) -> tuple[int, Any]:
+    """(status, answer); of a stream, its events."""
+    async with http.post(s.url + "/v1/chat/completions", json=BODY | fields) as answer:
+        raw = await answer.read()
+        if not fields.get("stream") or answer.status != 200:
+            return answer.status, orjson.loads(raw)
+        lines = [line[6:] for line in raw.split(b"\n\n") if line]
+        return 200, [line if line == b"[DONE]" else orjson.loads(line) for line in lines]
+
+
+def text_of(events: list[Any]) -> str:
+    chunks = [event for event in events if event != b"[DONE]" and "choices" in event]
+    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+
+
+@pytest.mark.parametrize("die_after", [0, 1], ids=["before Started", "before the first token"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_death_before_the_first_token_is_not_noticed(
+    http: aiohttp.ClientSession, die_after: int, stream: bool
+) -> None:
+    dying = [FakeWorker("w1", die_after=die_after), FakeWorker("w2")]
+    async with stack(*dying, routing="least_loaded") as s:
+        for _ in range(8):
+            status, answer = await ask(http, s, stream=stream)
+            assert status == 200
+            if stream:
+                assert text_of(answer) == TEXT
+                assert answer[-1] == b"[DONE]"
+                roles = [e for e in answer[:-1] if e["choices"][0]["delta"].get("role")]
+                assert len(roles) == 1, "the role is said once"
+            else:
+                assert answer["choices"][0]["message"]["content"] == TEXT
+        assert len(s.workers[1].requests) == 8
+
+
+async def test_a_worker_that_is_not_there_costs_little(http: aiohttp.ClientSession) -> None:
+    async with stack(FakeWorker("w1"), FakeWorker("w2")) as s:
+        gone = s.controller.workers[0].model_copy(update={"address": "http://127.0.0.1:9"})
+        s.controller.set(gone, s.controller.workers[1])
+        view = s.app.state.gateway.view
+        await until(lambda: view.snapshot.workers["w1"].address == gone.address)
+        begun = time.monotonic()
+        for _ in range(10):
+            assert (await ask(http, s))[0] == 200
+        assert time.monotonic() - begun < 2
+        assert len(s.workers[1].requests) == 10
+
+
+@pytest.mark.parametrize(
+    "code", ["overloaded", "draining", "wrong_instance", "engine_dead", "out_of_memory"]
+)
+async def test_a_refusal_that_another_worker_may_not_share_goes_to_it(
+    http: aiohttp.ClientSession, code: str
+) -> None:
+    refusing = FakeWorker("w1", refuse=TriremeError(code, "no"))
+    async with stack(refusing, FakeWorker("w2")) as s:
+        for _ in range(6):
+            assert (await ask(http, s))[0] == 200
+
+
+async def test_when_all_are_full_the_client_is_told_when_to_come_back(
+    http: aiohttp.ClientSession,
+) -> None:
+    async with stack(*(FakeWorker(f"w{i}", refuse=OVERLOADED) for i in range(5))) as s:
+        async with http.post(s.url + "/v1/chat/completions", json=BODY) as answer:
+            assert answer.status == 503
+            assert answer.headers["Retry-After"] == "3"
+            assert (await answer.json())["error"]["code"] == "overloaded"
+        assert sum(len(w.requests) for w in s.workers) == 3, "two retries at most"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_deterministic_failure_is_tried_once(
+    http: aiohttp.ClientSession, stream: bool
+) -> None:
+    error = TriremeError("context_length_exceeded", "too long", param="messages")
+    async with stack(*(FakeWorker(f"w{i}", refuse=error) for i in range(3))) as s:
+        status, answer = await ask(http, s, stream=stream)
+        assert status == 400
+        assert answer["error_code"] == 40303
+        assert answer["error"]["param"] == "messages"
+        assert sum(len(w.requests) for w in s.workers) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_death_in_the_middle_ends_the_request(
+    http: aiohttp.ClientSession, stream: bool
+) -> None:
+    async with stack(FakeWorker("w1", die_after=3)) as s:
+        status, answer = await ask(http, s, stream=stream)
+        if not stream:
+            assert (status, answer["error"]["code"]) == (502, "worker_lost")
+            return
+        assert status == 200
+        assert text_of(answer) == "".join(WORDS[:2])
+        assert answer[-1]["error"]["code"] == "worker_lost"
+        assert answer[-1]["error_code"] == 50006
+        finishes = [e["choices"][0]["finish_reason"] for e in answer[:-1]]
+        assert finishes == [None] * len(finishes)
+
+
+async def test_openais_client_raises_on_a_broken_stream() -> None:
+    async with (
+        stack(FakeWorker("w1", die_after=3)) as s,
+        openai.AsyncOpenAI(base_url=s.url + "/v1", api_key="x", max_retries=0) as api,
+    ):
+        stream = await api.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
+        with pytest.raises(openai.APIError, match="middle of the answer"):
+            _ = [chunk async for chunk in stream]
+
+
+async def test_a_request_that_two_workers_died_of_is_not_tried_again(
+    http: aiohttp.ClientSession,
+) -> None:
+    async with stack(*(FakeWorker(f"w{i}", die_after=1) for i in range(4))) as s:
+        status, answer = await ask(http, s)
+        assert (status, answer["error"]["code"]) == (500, "request_quarantined")
+        assert sum(len(w.requests) for w in s.workers) == 2
+
+
+async def test_a_failure_event_before_the_first_token_goes_elsewhere(
+    http: aiohttp.ClientSession,
+) -> None:
+    failing = FakeWorker("w1", fail_after=(1, TriremeError("engine_dead", "gone")))
+    async with stack(failing, FakeWorker("w2")) as s:
+        for _ in range(6):
+            status, answer = await ask(http, s)
+            assert status == 200
+            assert answer["choices"][0]["message"]["content"] == TEXT
+
+
+async def test_a_failure_event_in_a_stream_keeps_its_code(http: aiohttp.ClientSession) -> None:
+    failing = FakeWorker("w1", fail_after=(2, TriremeError("bad_logits", "NaN")))
+    async with stack(failing) as s:
+        _, events = await ask(http, s, stream=True)
+        assert events[-1]["error"]["code"] == "bad_logits"
+
+
+async def test_a_worker_that_admits_nothing_is_left(http: aiohttp.ClientSession) -> None:
+    hanging = FakeWorker("w1", hang_after=0)
+    async with stack(hanging, FakeWorker("w2"), first_event_timeout_s=0.2) as s:
+        results = await asyncio.gather(*(ask(http, s) for _ in range(4)))
+        assert [status for status, _ in results] == [200] * 4
+
+
+async def test_a_worker_that_leaves_the_fleet_while_silent_is_left(
+    http: aiohttp.ClientSession,
+) -> None:
+    hanging = FakeWorker("w1", hang_after=1)
+    async with stack(hanging) as s:
+        task = asyncio.create_task(ask(http, s))
+        await until(lambda: hanging.requests)
+        async with _another(FakeWorker("w2"), s):
+            status, answer = await task
+        assert (status, answer["choices"][0]["message"]["content"]) == (200, TEXT)
+
+
+def _another(worker: FakeWorker, s: Stack) -> Any:
+    """The fleet is now this worker alone; the others have left."""
+    import contextlib
+
+    from tests.gateway.fakes import record, serving
+
+    @contextlib.asynccontextmanager
+    async def replaced() -> Any:
+        async with serving(worker.app()) as address:
+            left = tuple(w.instance_id for w in s.workers)
+            s.controller.set(record(worker.instance_id, address), left=left)
+            yield
+
+    return replaced()
+
+
+async def test_a_stream_that_stalls_is_ended(http: aiohttp.ClientSession) -> None:
+    async with stack(FakeWorker("w1", hang_after=3), stall_timeout_s=0.2) as s:
+        _, events = await ask(http, s, stream=True)
+        assert events[-1]["error"]["code"] == "worker_lost"
+
+
+@pytest.mark.parametrize("hang_after", [0, 1, 3])
+async def test_the_deadline_is_kept(http: aiohttp.ClientSession, hang_after: int) -> None:
+    worker = FakeWorker("w1", hang_after=hang_after)
+    async with stack(worker, request_timeout_s=0.3, first_event_timeout_s=5) as s:
+        begun = time.monotonic()
+        status, answer = await ask(http, s)
+        assert time.monotonic() - begun < 2
+        assert status == 504
+        assert answer["error"]["code"] == "deadline_exceeded"
+        await until(lambda: worker.running == 0)
+
+
+async def test_requests_go_on_with_every_controller_dead(http: aiohttp.ClientSession) -> None:
+    async with stack(FakeWorker()) as s:
+        s.controller.token = "now it refuses everybody"
+        s.controller.set()
+        await until(lambda: s.app.state.gateway.view.snapshot.stale)
+        assert (await ask(http, s))[0] == 200
+        async with http.get(s.url + "/readyz") as answer:
+            assert answer.status == 200
+
+
+async def test_an_answer_with_a_gap_is_not_passed_on(http: aiohttp.ClientSession) -> None:
+    from tests.gateway.fakes import scripted
+
+    worker = FakeWorker(script=lambda request, name: [
+        event for i, event in enumerate(scripted(request, name)) if i != 3
+    ])  # fmt: skip
+    async with stack(worker) as s:
+        _, events = await ask(http, s, stream=True)
+        assert text_of(events) == "".join(WORDS[:2])
+        assert events[-1]["error"]["code"] == "worker_lost"
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"not json\n", b'{"kind":"what"}\n', b"", b'{"kind":"delta"}\n']
+)
+async def test_a_worker_that_talks_nonsense_is_left(
+    http: aiohttp.ClientSession, garbage: bytes
+) -> None:
+    from aiohttp import web
+
+    from tests.gateway.fakes import record, serving
+
+    async def nonsense(_request: web.Request) -> web.Response:
+        return web.Response(body=garbage)
+
+    app = web.Application()
+    app.router.add_post("/native/generate", nonsense)
+    async with stack(FakeWorker("w2")) as s, serving(app) as address:
+        s.controller.set(record("w1", address), *s.controller.workers)
+        await until(lambda: "w1" in s.app.state.gateway.view.snapshot.workers)
+        for _ in range(6):
+            assert (await ask(http, s))[0] == 200
