@@ -65,7 +65,9 @@ class Settings(TierSettings):
         ("http://localhost:21001",), description="controllers to register with, all of them"
     )
     # a toggle: argparse reads any flag that starts with --no- as a negation otherwise
-    no_register: CliToggleFlag[bool] = Field(False, description="serve without registering anywhere")
+    no_register: CliToggleFlag[bool] = Field(
+        False, description="serve without registering anywhere"
+    )
     heartbeat_interval: float = Field(1.0, gt=0, le=60, description="seconds between heartbeats")
 
     engine: Annotated[str, AfterValidator(_known_engine)] = Field(

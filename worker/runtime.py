@@ -61,7 +61,10 @@ class StallWatch:
 
     def stalled(self, load: EngineLoad, now: float) -> bool:
         """Whether the engine has been busy without a step for longer than the limit."""
-        if not load.busy or load.step != self._step:
+        if not load.busy:
+            self._step = -1  # the wait begins when work comes
+            return False
+        if load.step != self._step:
             self._step, self._since = load.step, now
         return now - self._since > self._limit_s
 

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from protocol import conversation
+from protocol.errors import TriremeError
+from protocol.generation import GenerateRequest, SamplingParams
+from worker.checks import Plan, plan
+from worker.engine.protocol import EngineInfo
+from worker.text.prompt import EncodedPrompt
+from worker.text.templates import NamedTemplate
+
+INFO = EngineInfo("sim", context_length=100, eos_token_ids=(9,), vocab_size=50, capacity=4)
+
+
+def planned(prompt_tokens: int = 10, param: str = "prompt", **fields: Any) -> Plan:
+    conv_stops = fields.pop("conv_stops", False)
+    request = GenerateRequest(
+        request_id="r",
+        model="m",
+        prompt="x",
+        conv_stops=conv_stops,
+        sampling=SamplingParams(**fields),
+    )
+    prompt = EncodedPrompt([1] * prompt_tokens, "x", param)
+    template = NamedTemplate(conversation.plain())
+    return plan(request, prompt, INFO, template, interval=1, draw_seed=lambda: 77)
+
+
+def refusal(**fields: Any) -> TriremeError:
+    with pytest.raises(TriremeError) as caught:
+        planned(**fields)
+    return caught.value
+
+
+def test_max_tokens_defaults_to_the_room_that_is_left() -> None:
+    assert planned().params.max_tokens == 90
+    assert planned(max_tokens=90).params.max_tokens == 90
+
+
+def test_more_than_the_context_is_too_large() -> None:
+    error = refusal(max_tokens=101)
+    assert (error.code, error.param) == ("invalid_value", "max_tokens")
+    assert error.message == (
+        "max_tokens is too large: 101. This model supports at most 100 completion tokens, "
+        "whereas you provided 101."
+    )
+
+
+def test_a_prompt_longer_than_the_context_is_refused_in_openais_words() -> None:
+    error = refusal(prompt_tokens=120, param="messages")
+    assert (error.code, error.param) == ("context_length_exceeded", "messages")
+    assert error.message.startswith(
+        "This model's maximum context length is 100 tokens. However, your messages resulted in "
+        "120 tokens."
+    )
+
+
+def test_prompt_and_completion_must_fit_together() -> None:
+    error = refusal(prompt_tokens=20, max_tokens=81)
+    assert (error.code, error.param) == ("context_length_exceeded", "prompt")
+    assert "101 tokens (20 in the prompt, 81 in the completion)" in error.message
+    assert refusal(prompt_tokens=100).code == "context_length_exceeded"
+    assert planned(prompt_tokens=99).params.max_tokens == 1
+
+
+@pytest.mark.parametrize("key", ["abc", "50", "-1", "999999999", "", "²", "1.0", "9" * 5000])
+def test_a_bias_for_no_token_is_refused(key: str) -> None:
+    error = refusal(logit_bias={key: 1.0})
+    assert (error.code, error.param) == ("invalid_value", "logit_bias")
+    assert len(error.message) < 300
+
+
+def test_biases_become_pairs() -> None:
+    assert planned(logit_bias={"49": 5.0, "0": -1.0}).params.logit_bias == ((49, 5.0), (0, -1.0))
+
+
+def test_end_of_sequence_stops_unless_ignored() -> None:
+    assert planned(stop_token_ids=[3]).params.stop_token_ids == (9, 3)
+    ignored = planned(stop_token_ids=[3], ignore_eos=True).params
+    assert (ignored.stop_token_ids, ignored.eos_token_ids) == ((3,), (9,))
+
+
+def test_only_requested_stop_tokens_are_reported() -> None:
+    assert planned(stop_token_ids=[3, 9]).text.reported_stop_ids == {3}
+
+
+def test_the_templates_stops_are_added_for_chat_alone() -> None:
+    assert planned(stop=["x"]).text.stops == ("x",)
+    assert planned(stop=["x"], conv_stops=True).text.stops == ("x", "\nUser:", "\nAssistant:")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"temperature": 0.0}, {"temperature": 1e-6}, {"top_p": 0.0, "temperature": 1.5}]
+)
+def test_greedy_is_temperature_zero(fields: dict[str, float]) -> None:
+    params = planned(**fields).params
+    assert (params.temperature, params.top_p) == (0.0, 1.0)
+
+
+def test_top_k_zero_is_off() -> None:
+    assert planned(top_k=0).params.top_k == -1
+
+
+def test_a_seed_is_drawn_when_none_is_given() -> None:
+    assert planned().params.seed == 77
+    assert planned(seed=0).params.seed == 0
+
+
+def test_beam_search_and_best_of_are_refused_by_name() -> None:
+    assert refusal(use_beam_search=True).param == "use_beam_search"
+    assert refusal(best_of=3, n=2).code == "unsupported_parameter"
+    assert planned(best_of=2, n=2)
