@@ -30,7 +30,7 @@ RUN python -m venv /opt/trireme \
     && grep '^torch==' constraints.txt > torch.txt \
     && pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -r torch.txt
 COPY . .
-RUN pip install --no-cache-dir -c constraints.txt '.[worker]'
+RUN pip install --no-cache-dir -c constraints.txt '.[worker,quant]'
 
 FROM base AS edge
 COPY --from=build-edge /opt/trireme /opt/trireme

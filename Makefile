@@ -65,10 +65,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "==> installing $(TORCH) (the largest download; once)"
 	@$(PIP_TORCH)
 	@echo "==> installing Trireme and what a worker needs"
-	@$(PIP) -e '.[worker]'
+	@$(PIP) -e '.[worker,quant]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "==> installing the tools for development"
-	@$(PIP) -e '.[worker,dev]'
+	@$(PIP) -e '.[worker,quant,dev]'
 	@touch $@

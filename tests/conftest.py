@@ -9,7 +9,16 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-OUTSIDE = ("TRIREME_", "SSL_KEYFILE", "SSL_CERTFILE", "OPENAI_")
+OUTSIDE = (
+    "TRIREME_CONTROLLER_",
+    "TRIREME_WORKER_",
+    "TRIREME_GATEWAY_",
+    "TRIREME_CLUSTER_TOKEN",
+    "TRIREME_API_KEY",
+    "SSL_KEYFILE",
+    "SSL_CERTFILE",
+    "OPENAI_",
+)
 
 
 @pytest.fixture(autouse=True)
