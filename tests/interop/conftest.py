@@ -47,16 +47,10 @@ def stack(launcher: Launcher, checkpoint: Path) -> Stack:
     controller = launcher.ours("controller")
     controller.wait_until(lambda: answers(controller, "/test_connection"), "answering")
     joins = ("--controller-address", controller.url)
+    model = ("--model-path", str(checkpoint), "--device", "cpu")
     our_gateway = launcher.ours("gateway", *joins)
     their_gateway = launcher.fastchat("openai_api_server", *joins)
-    model = ("--model-path", str(checkpoint), "--device", "cpu")
-    port = free_port()
-    their_worker = launcher.fastchat(
-        "model_worker",
-        *(*joins, *model, "--model-names", Stack.their_model),
-        *("--worker-address", f"http://127.0.0.1:{port}"),
-        port=port,
-    )
+    their_worker = _fastchat_worker(launcher, controller, checkpoint, Stack.their_model)
     our_worker = launcher.ours(
         "worker",
         *(*joins, *model, "--model-names", Stack.our_model),
@@ -69,6 +63,25 @@ def stack(launcher: Launcher, checkpoint: Path) -> Stack:
     for gateway in (our_gateway, their_gateway):
         gateway.wait_until(functools.partial(_lists, gateway, both), f"serving {both}")
     return stack
+
+
+def _fastchat_worker(launcher: Launcher, controller: Server, checkpoint: Path, name: str) -> Server:
+    port = free_port()
+    return launcher.fastchat(
+        "model_worker",
+        *("--controller-address", controller.url, "--worker-address", f"http://127.0.0.1:{port}"),
+        *("--model-path", str(checkpoint), "--device", "cpu", "--model-names", name),
+        port=port,
+    )
+
+
+@pytest.fixture
+def mortal(stack: Stack, launcher: Launcher, checkpoint: Path) -> tuple[Server, str]:
+    """One more worker of FastChat's, for a test to kill, and its model."""
+    name = "vicuna-mortal"
+    worker = _fastchat_worker(launcher, stack.controller, checkpoint, name)
+    worker.wait_until(functools.partial(_lists, stack.our_gateway, {name}), "served")
+    return worker, name
 
 
 @pytest.fixture(scope="session")

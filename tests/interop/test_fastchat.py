@@ -328,3 +328,24 @@ def test_a_fastchat_worker_that_beats_every_45_s_outlives_our_own_lease(stack: S
     assert post(stack.controller, "/refresh_all_workers") is None
     assert stack.their_model in post(stack.controller, "/list_models")["models"]
     assert stack.their_model in models_of(stack.our_gateway)
+
+
+def test_a_fastchat_worker_that_dies_is_an_error_and_not_a_hang(
+    stack: Stack, mortal: tuple[Server, str]
+) -> None:
+    worker, model = mortal
+    messages = [{"role": "user", "content": "Tell me more"}]  # some hundred tokens
+    body = {"model": model, "messages": messages, "max_tokens": 1500, "stream": True}
+    url = stack.our_gateway.url + "/v1/chat/completions"
+    with httpx.stream("POST", url, json=body | {"temperature": 0}, timeout=60) as answer:
+        lines = (line.removeprefix("data: ") for line in answer.iter_lines() if line)
+        first = [next(lines) for _ in range(4)]
+        worker.process.kill()
+        rest = list(lines)
+    assert "choices" in first[-1]
+    assert json.loads(rest[-1])["error"]["code"] == "worker_lost"
+    assert "[DONE]" not in rest, "an answer cut short does not look whole"
+
+    answer = httpx.post(url, json={"model": model, "messages": QUESTION}, timeout=60)
+    assert answer.status_code in (502, 503, 504)
+    assert answer.json()["error"]["code"]
