@@ -50,14 +50,28 @@ def test_a_command_in_the_pages_has_only_flags_that_exist(page: str, line: str) 
     words = shlex.split(line, comments=True)
     found = re.search(r"(?:trireme-|python -m )(controller|worker|gateway)", line)
     assert found is not None
+    used = {word.partition("=")[0] for word in words if word.startswith("--")}
+    assert used <= known_flags(found[1])
+
+
+def known_flags(tier: str) -> set[str]:
     sys.path.insert(0, str(ROOT / "docs"))
     try:
         import make_tables
     finally:
         sys.path.pop(0)
-    known = {make_tables.flag(name) for name in make_tables.settings_of(found[1]).model_fields}
-    used = {word.partition("=")[0] for word in words if word.startswith("--")}
-    assert used <= known
+    return {make_tables.flag(name) for name in make_tables.settings_of(tier).model_fields}
+
+
+def test_the_flags_in_the_readme_belong_to_the_tiers_beside_them() -> None:
+    rows = re.findall(
+        r"^\| (`--.+?) \| ([\w, ]+) \|", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) > 5
+    for flags, tiers in rows:
+        used = set(re.findall(r"`(--[a-z-]+)", flags))
+        for tier in ("controller", "worker", "gateway") if tiers == "all" else tiers.split(", "):
+            assert used <= known_flags(tier), (tier, used)
 
 
 def up_commands() -> list[str]:
