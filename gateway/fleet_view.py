@@ -52,21 +52,18 @@ class FleetView:
         self._heard: dict[str, FleetSnapshot | None] = dict.fromkeys(controllers)
         self._reachable: set[str] = set()
         self._workers: dict[str, WorkerRecord] = {}
-        self._left: set[str] = set()
+        self._left: dict[str, set[str]] = {}
         self._seen_models: dict[str, float] = {}
 
     def observe(self, controller: str, heard: FleetSnapshot, now_s: float) -> None:
         """Merge what a controller answered."""
         self._heard[controller] = heard
         self._reachable.add(controller)
-        listed = [one for one in self._heard.values() if one is not None]
-        named = {id_ for one in listed for id_ in one.left}
-        named |= {worker.instance_id for one in listed for worker in one.workers}
-        self._left = (self._left | set(heard.left)) & named
+        self._bury(controller, heard)
         for worker in heard.workers:
             if worker.instance_id not in self._left:
                 self._merge(worker)
-        for instance_id in self._left & self._workers.keys():
+        for instance_id in self._left.keys() & self._workers.keys():
             del self._workers[instance_id]
         self._publish(now_s)
 
@@ -101,6 +98,22 @@ class FleetView:
     def reachable(self) -> int:
         """How many controllers answer."""
         return len(self._reachable)
+
+    def _bury(self, controller: str, heard: FleetSnapshot) -> None:
+        """Remember tombstones, by the controllers that have them, while anybody names the worker.
+
+        Only a controller that had the tombstone itself can bring the worker back: one that is
+        slower to learn that it left still lists it.
+        """
+        for instance_id in heard.left:
+            self._left.setdefault(instance_id, set()).add(controller)
+        for worker in heard.workers:
+            if controller in self._left.get(worker.instance_id, ()):
+                del self._left[worker.instance_id]
+        answers = [one for one in self._heard.values() if one is not None]
+        named = {instance_id for one in answers for instance_id in one.left}
+        named |= {worker.instance_id for one in answers for worker in one.workers}
+        self._left = {id_: by for id_, by in self._left.items() if id_ in named}
 
     def _merge(self, new: WorkerRecord) -> None:
         old = self._workers.get(new.instance_id)

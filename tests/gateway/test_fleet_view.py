@@ -84,6 +84,14 @@ def test_a_tombstone_removes_at_once_and_a_slower_controller_does_not_bring_it_b
     assert ids(view) == {"w2"}
 
 
+def test_the_controller_that_had_the_tombstone_can_bring_a_worker_back() -> None:
+    view = FleetView(["a"])
+    view.observe("a", heard(W1), 0)
+    view.observe("a", heard(left=("w1",)), 1)
+    view.observe("a", heard(W1), 20)  # FastChat's workers keep their id when they come again
+    assert ids(view) == {"w1"}
+
+
 def test_a_missing_worker_is_a_suspect_and_goes_when_its_probe_fails() -> None:
     view = FleetView(["a"])
     view.observe("a", heard(W1, W2), 0)
