@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from typing import NoReturn
@@ -28,12 +29,23 @@ def _serve(settings: Settings) -> int:
     from trireme.service.server import ExitRequest, bind, run
     from worker.app import create_app
 
+    if not settings.trust_remote_code:
+        _hide_torch()
     listener = bind(settings, "python -m worker")
     configure_logging("worker", settings.log_level, settings.log_format)
     address = settings.base_url(listener.getsockname()[1], _own_ip(settings.controller_address))
     exit_request = ExitRequest()
     made = create_app(settings, address=address, exit_request=exit_request)
     return run(made.app, settings, listener, drain=made.drain, exit_request=exit_request)
+
+
+def _hide_torch() -> None:
+    """Let transformers import without torch: this process only tokenizes, the engine's has torch.
+
+    Saves 260 MB and two seconds of the start. A checkpoint's own code may want torch, though.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    sys.modules["torch"] = None  # type: ignore[assignment]
 
 
 def _own_ip(controllers: tuple[str, ...]) -> str:
