@@ -1,0 +1,137 @@
+"""Processes die, clients leave, controllers vanish: what the others notice of it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.stack.processes import Stack, Tier, running
+
+CHAT: dict[str, Any] = {"model": "sim", "messages": [{"role": "user", "content": "hello there"}]}
+RUNNING = "vllm:num_requests_running"
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    with running(tmp_path) as stack:
+        yield stack
+
+
+def busy_worker(stack: Stack, timeout_s: float = 10.0) -> Tier:
+    """The worker that has a request, as soon as one has."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        for worker in stack.workers:
+            if worker.process.poll() is None and worker.metric(RUNNING) > 0:
+                return worker
+        time.sleep(0.02)
+    raise AssertionError("no worker has a request")
+
+
+def text_of(answer: httpx.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["choices"][0]["message"]["content"])
+
+
+def stay(stack: Stack, body: dict[str, Any], until: Callable[[], bool]) -> None:
+    """Send a request and hang up once `until` holds, or after 0.7 s without a byte."""
+    url = f"{stack.gateway.url}/v1/chat/completions"
+    with httpx.Client(timeout=0.7) as client, client.stream("POST", url, json=body) as answer:
+        for _line in answer.iter_lines():
+            if until():
+                return
+
+
+def test_a_worker_killed_before_the_first_token_costs_time_only(stack: Stack) -> None:
+    """The answer equals that of an undisturbed run, streamed or not."""
+    for _ in range(3):
+        stack.add_worker("--engine", "sim", "--sim-ttft-ms", "1500")
+    stack.wait_serving()
+    body = {**CHAT, "seed": 5, "max_tokens": 8}
+    expected = text_of(stack.post("/v1/chat/completions", body))
+    for stream in (False, True):
+        answers: list[httpx.Response] = []
+        request = threading.Thread(
+            target=lambda stream=stream, answers=answers: answers.append(
+                stack.post("/v1/chat/completions", {**body, "stream": stream})
+            )
+        )
+        request.start()
+        busy_worker(stack).kill()
+        request.join()
+        [answer] = answers
+        if not stream:
+            assert text_of(answer) == expected
+        else:
+            assert answer.status_code == 200
+            assert answer.text.endswith("data: [DONE]\n\n")
+            assert "error" not in answer.text
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("ttft_ms", [0, 60_000], ids=["while decoding", "before the first token"])
+def test_a_client_that_leaves_frees_the_engine(stack: Stack, stream: bool, ttft_ms: int) -> None:
+    """The engine's running count is 0 again within 300 ms; the bound here allows a busy machine."""
+    worker = stack.add_worker(
+        "--engine", "sim", "--sim-ttft-ms", str(ttft_ms), "--sim-itl-ms", "20"
+    )
+    stack.wait_serving()
+    body = {**CHAT, "max_tokens": 5000, "stream": stream}
+    with contextlib.suppress(httpx.ReadTimeout):
+        stay(stack, body, until=lambda: stream and worker.metric(RUNNING) == 1)
+    left_at = time.monotonic()
+    while worker.metric(RUNNING) > 0:
+        assert time.monotonic() - left_at < 2.0
+    assert worker.process.poll() is None
+
+
+def test_requests_go_on_without_a_controller_and_it_comes_back(stack: Stack) -> None:
+    stack.add_worker("--engine", "sim")
+    stack.wait_serving()
+    stack.controller.kill()
+    time.sleep(6)  # longer than the lease
+    assert text_of(stack.post("/v1/chat/completions", CHAT))
+    assert httpx.get(f"{stack.gateway.url}/readyz").status_code == 200
+
+
+def test_a_drained_worker_finishes_what_it_has(stack: Stack) -> None:
+    """SIGTERM to a worker under load: no request fails, and it exits with 0."""
+    workers = [
+        stack.add_worker("--engine", "sim", "--sim-itl-ms", "10", "--sim-tokens", "100")
+        for _ in range(2)
+    ]
+    stack.wait_serving()
+    answers: list[httpx.Response] = []
+
+    def ask(number: int) -> None:
+        for turn in range(3):
+            content = f"{number} {turn}"
+            message = [{"role": "user", "content": content}]
+            answers.append(
+                stack.post("/v1/chat/completions", {"model": "sim", "messages": message})
+            )
+
+    clients = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for client in clients:
+        client.start()
+    busy_worker(stack)
+    assert workers[0].stop() == 0
+    for client in clients:
+        client.join()
+    assert [answer.status_code for answer in answers] == [200] * 18
+    assert all(answer.json()["usage"]["completion_tokens"] == 100 for answer in answers)
+
+
+def test_every_tier_leaves_with_0_on_sigterm(stack: Stack) -> None:
+    worker = stack.add_worker("--engine", "sim")
+    stack.wait_serving()
+    assert stack.gateway.stop() == 0
+    assert worker.stop() == 0
+    assert stack.controller.stop() == 0
