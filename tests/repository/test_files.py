@@ -45,7 +45,7 @@ def test_nothing_is_left_to_do() -> None:
 
 
 def test_no_path_of_somebodys_machine() -> None:
-    assert offenders(r"/(work/main|root|home/\w+|Users/\w+)/[\w.]+") == []
+    assert offenders(r"/(work/main|root/\.\w|home/\w+/\w|Users/\w+/\w)") == []
 
 
 def test_no_address_of_a_package_index() -> None:
