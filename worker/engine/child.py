@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from pydantic import TypeAdapter
 
 from worker.engine import pipe
 from worker.engine.config import EngineConfig
+from worker.engine.embedding import EmbedQueue, Vectors
 from worker.engine.engine import JobFailed
-from worker.engine.protocol import ModelLoadError, PromptOutput, StepOutput
+from worker.engine.protocol import EngineLoad, ModelLoadError, PromptOutput, StepOutput
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s engine %(message)s")
     channel = socket.socket(fileno=int(sys.argv[1]))
     config = TypeAdapter(EngineConfig).validate_json(sys.argv[2])
-    inbox: queue.SimpleQueue[pipe.Submit | pipe.Abort | pipe.Embed] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(channel, inbox), daemon=True).start()
     try:
         built = _build(config, channel)
@@ -56,14 +58,20 @@ def _build(config: EngineConfig, channel: socket.socket) -> Any:
 
 def _serve(built: Any, channel: socket.socket, inbox: queue.SimpleQueue[Any]) -> None:
     """The step loop: take what came in, step, send what came out; wait when there is no work."""
-    core = built.core
+    core, embeds = built.core, EmbedQueue(built.embed)
+
+    def load() -> EngineLoad:
+        own: EngineLoad = core.load()
+        return replace(own, step=own.step + embeds.batches, busy=own.busy or bool(embeds))
+
     while True:
-        while not core.has_work or not inbox.empty():
-            answer = _handle(built, inbox.get())
-            if answer is not None:
-                channel.sendall(pipe.encode(answer))
-        outputs = core.step()
-        step = pipe.Step(core.load())
+        while not (core.has_work or embeds) or not inbox.empty():
+            if _handle(core, embeds, inbox.get()):
+                channel.sendall(pipe.encode(pipe.Step(load())))
+        if embeds and (ended := embeds.step()) is not None:
+            channel.sendall(pipe.encode(_embedded(*ended)))
+        outputs = core.step() if core.has_work else []
+        step = pipe.Step(load())
         for job_id, output in outputs:
             match output:
                 case StepOutput():
@@ -75,20 +83,27 @@ def _serve(built: Any, channel: socket.socket, inbox: queue.SimpleQueue[Any]) ->
         channel.sendall(pipe.encode(step))
 
 
-def _handle(built: Any, message: Any) -> pipe.Step | pipe.Embedded | None:
+def _handle(core: Any, embeds: EmbedQueue, message: Any) -> bool:
+    """Take a message; whether the load is to be told at once, since it fell."""
     match message:
         case pipe.Submit():
-            built.core.submit(message.job)
-        case pipe.Abort():
-            built.core.abort(message.job_id, message.index)
-            return pipe.Step(built.core.load())
+            core.submit(message.job)
         case pipe.Embed():
-            try:
-                return pipe.Embedded(message.call_id, built.embed(message.inputs))
-            except Exception as error:
-                log.exception("embedding failed")
-                return pipe.Embedded(message.call_id, [], type(error).__name__)
-    return None
+            embeds.add(message.call_id, message.inputs)
+        case pipe.Abort():
+            core.abort(message.job_id, message.index)
+            return True
+        case pipe.AbortEmbed():
+            embeds.abort(message.call_id)
+            return True
+    return False
+
+
+def _embedded(call_id: int, result: Vectors | Exception) -> pipe.Embedded:
+    if isinstance(result, Exception):
+        log.error("embedding failed", exc_info=result)
+        return pipe.Embedded(call_id, [], type(result).__name__)
+    return pipe.Embedded(call_id, result)
 
 
 def _read(channel: socket.socket, inbox: queue.SimpleQueue[Any]) -> None:

@@ -36,6 +36,12 @@ class Embed:
 
 
 @dataclass(frozen=True, slots=True)
+class AbortEmbed:
+    call_id: int
+    kind: Literal["abort_embed"] = "abort_embed"
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     text: str
     kind: Literal["progress"] = "progress"
@@ -75,12 +81,12 @@ class Embedded:
     kind: Literal["embedded"] = "embedded"
 
 
-ToEngine: TypeAlias = Annotated[Submit | Abort | Embed, Field(discriminator="kind")]
+ToEngine: TypeAlias = Annotated[Submit | Abort | Embed | AbortEmbed, Field(discriminator="kind")]
 FromEngine: TypeAlias = Annotated[
     Progress | Ready | LoadFailed | Step | Embedded, Field(discriminator="kind")
 ]
 
-_TO_ENGINE: TypeAdapter[Submit | Abort | Embed] = TypeAdapter(ToEngine)
+_TO_ENGINE: TypeAdapter[Submit | Abort | Embed | AbortEmbed] = TypeAdapter(ToEngine)
 _FROM_ENGINE: TypeAdapter[Progress | Ready | LoadFailed | Step | Embedded] = TypeAdapter(FromEngine)
 
 
@@ -89,7 +95,7 @@ def encode(message: ToEngine | FromEngine) -> bytes:
     return to_json(message) + b"\n"
 
 
-def decode_to_engine(line: bytes) -> Submit | Abort | Embed:
+def decode_to_engine(line: bytes) -> Submit | Abort | Embed | AbortEmbed:
     """Read a line that the HTTP process sent; `ValidationError` when it is none."""
     return _TO_ENGINE.validate_json(line)
 

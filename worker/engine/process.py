@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 
 from pydantic import ValidationError
 from pydantic_core import to_json
@@ -147,10 +148,13 @@ class EngineProcess:
             return await answer
         finally:
             del self._embeds[call_id]
+            if not answer.done() or answer.cancelled():
+                self._send(pipe.AbortEmbed(call_id))
 
     def load(self) -> EngineLoad:
-        """The load as last reported."""
-        return self._load
+        """The load as last reported; busy from the moment that work is sent."""
+        busy = self._load.busy or bool(self._jobs) or bool(self._embeds)
+        return replace(self._load, busy=busy)
 
     async def close(self) -> None:
         """End the process at once; running jobs fail with `engine_dead`."""

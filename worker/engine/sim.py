@@ -170,8 +170,7 @@ class SimEngine:
 
     def load(self) -> EngineLoad:
         """The load now."""
-        waiting = [sequence for _, _, sequence in self._waiting if not sequence.ended]
-        busy = bool(self._running or waiting)
+        waiting = [sequence for _, _, sequence in self._waiting]
         return EngineLoad(
             running=self._running,
             waiting=len(waiting),
@@ -180,7 +179,7 @@ class SimEngine:
             prefill_tps=self._prefill_rate.value,
             decode_tps=self._decode_rate.value,
             step=self._step,
-            busy=busy,
+            busy=bool(self._running or waiting),
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
         )
@@ -219,8 +218,6 @@ class SimEngine:
     def _admit(self, now: float) -> None:
         while self._waiting and self._running < self._options.max_running:
             sequence = heapq.heappop(self._waiting)[2]
-            if sequence.ended:
-                continue
             channel = sequence.channel
             if now >= channel.deadline:
                 message = "The deadline passed before the request was started."
@@ -296,6 +293,9 @@ class SimEngine:
         sequence.ended = True
         if sequence.running:
             self._running -= 1
+        else:
+            self._waiting = [entry for entry in self._waiting if entry[2] is not sequence]
+            heapq.heapify(self._waiting)
         sequence.channel.end_choice()
         self._wake.set()
 
