@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from gateway.config import GatewaySettings
-from trireme.service.settings import load_settings
+from trireme.service.settings import is_loopback, load_settings
+
+log = logging.getLogger(__name__)
 
 
 def main() -> int:
@@ -17,6 +20,8 @@ def main() -> int:
 
     configure_logging("gateway", settings.log_level, settings.log_format)
     listener = bind(settings, "python -m gateway")
+    if not is_loopback(settings.host) and not settings.accepted_keys():
+        log.warning("no API keys are set: everybody who reaches %s may use it", settings.host)
     app = create_app(settings)
     return run(app, settings, listener, drain=app.state.drain, grace_s=settings.drain_grace_s)
 

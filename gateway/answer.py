@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from time import perf_counter
 from typing import Final
@@ -18,6 +19,8 @@ from gateway.state import Arrival, gateway_of
 from protocol.errors import TriremeError
 from protocol.framing import SSE_DONE, sse
 from protocol.generation import Delta, Event, GenerateRequest, Started
+
+log = logging.getLogger(__name__)
 
 AT_ONCE: Final = 32
 """Prompts of one request that run at the same time."""
@@ -101,6 +104,12 @@ class Answer:
         except TriremeError as error:
             self._metrics.broke(self._model, error.code)
             yield sse(orjson.dumps(error_body(error)))
+            return
+        except Exception:
+            log.exception("stream failed")
+            fault = TriremeError("internal_error", "The gateway failed; its log has the reason.")
+            self._metrics.broke(self._model, fault.code)
+            yield sse(orjson.dumps(error_body(fault)))
             return
         last = self._renderer.last_chunk()
         if last is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,19 +17,23 @@ from starlette.types import Scope
 from gateway.breaker import Breakers
 from gateway.config import GatewaySettings
 from gateway.dispatch import Dispatcher
-from gateway.edge import Authentication, RequestContext
+from gateway.edge import Authentication, HeaderCheck, RequestContext
 from gateway.errors import install_error_handlers
 from gateway.fastchat_client import FastChatClient
 from gateway.fleet_view import FleetView
 from gateway.fleet_watch import FleetWatch
 from gateway.metrics import UNKNOWN_MODEL, GatewayMetrics
+from gateway.openapi import describe_bodies
 from gateway.routes import ROUTERS
 from gateway.routing import POLICIES
 from gateway.state import Gateway
 from gateway.worker_client import NativeClient, Timeouts, WorkerHttp, open_session
 from protocol import __version__
+from protocol.errors import quoted
 from trireme.service.auth import TokenSet
-from trireme.service.health import health_router
+from trireme.service.health import HEALTH_PATHS, health_router
+
+log = logging.getLogger(__name__)
 
 
 def create_app(settings: GatewaySettings) -> FastAPI:
@@ -87,6 +92,9 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     def finished(scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
         metrics.finished(route, scope["state"].get("model", UNKNOWN_MODEL), status, seconds)
+        if scope["path"] not in HEALTH_PATHS:
+            path = quoted(scope["path"])
+            log.info("%s %s %d %.0f ms", scope["method"], path, status, 1000 * seconds)
 
     app = FastAPI(
         title="Trireme gateway", version=__version__, lifespan=lifespan, redirect_slashes=False
@@ -96,12 +104,14 @@ def create_app(settings: GatewaySettings) -> FastAPI:
     for router in ROUTERS:
         app.include_router(router)
     install_error_handlers(app)
+    describe_bodies(app)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_request: Request, _error: ClientDisconnect) -> Response:
         return Response(status_code=499)
 
     # the last one added is the outermost
+    app.add_middleware(HeaderCheck)
     app.add_middleware(Authentication, keys=keys)
     app.add_middleware(
         CORSMiddleware,

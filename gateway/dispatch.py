@@ -253,14 +253,15 @@ class Dispatcher:
     def _candidates(
         self, model: str, tried: set[str], capability: Capability | None
     ) -> list[WorkerRecord]:
-        """Ready workers that were not tried yet, without the ejected ones."""
+        """Ready workers that were not tried yet; ejected ones only when there is no other."""
         ready = self._view.snapshot.serving(model)
         able = [w for w in ready if capability is None or _can(w, model, capability)]
         if ready and not able:
             message = f"The model `{quoted(model)}` does not do {capability}."
             raise TriremeError("unsupported_by_model", message, param="model")
         ejected = self._breakers.ejected((w.instance_id for w in able), monotonic())
-        return [w for w in able if w.instance_id not in tried and w.instance_id not in ejected]
+        untried = [w for w in able if w.instance_id not in tried]
+        return [w for w in untried if w.instance_id not in ejected] or untried
 
     def _best(
         self, workers: Sequence[WorkerRecord], tokens: int, matched: Mapping[str, int]

@@ -24,6 +24,9 @@ from trireme.service.health import HEALTH_PATHS
 
 log = logging.getLogger(__name__)
 
+MAX_HEADER_BYTES: Final = 64 * 1024
+
+_HOST: Final = re.compile(r"[A-Za-z0-9._~%:\[\]-]*")
 _ID: Final = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
 
 
@@ -84,6 +87,31 @@ class RequestContext:
         finally:
             self._finished(scope, status, perf_counter() - begun)
             logs.request_id.reset(token)
+
+
+class HeaderCheck:
+    """Refuses headers that are too many bytes, or a Host that is none, and closes the connection.
+
+    It stands behind `Authentication`, so that a key of any length is answered as a wrong key.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        fault = self._fault(scope) if scope["type"] == "http" else None
+        if fault is None:
+            await self._app(scope, receive, send)
+            return
+        error = TriremeError("invalid_request", fault)
+        await error_response(error, {"Connection": "close"})(scope, receive, send)
+
+    def _fault(self, scope: Scope) -> str | None:
+        if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            return f"The request's headers exceed the limit of {MAX_HEADER_BYTES} bytes."
+        if not _HOST.fullmatch(header(scope, b"host") or ""):
+            return "The request's Host header is malformed."
+        return None
 
 
 class Authentication:

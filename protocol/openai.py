@@ -89,7 +89,7 @@ RESERVED_TEMPLATE_KWARGS: Final = frozenset(
 class StreamOptions(RequestFields):
     include_usage: bool = False
     continuous_usage_stats: bool = False
-    include_obfuscation: bool = False
+    include_obfuscation: Annotated[bool, only(False)] = False
 
 
 # ---- messages -----------------------------------------------------------------------------------

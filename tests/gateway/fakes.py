@@ -236,6 +236,15 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
 
 
 class _QuietServer(uvicorn.Server):
+    """Leaves signals alone and stops without waiting for a tick."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.stop = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self.stop.wait()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
         yield
@@ -257,7 +266,7 @@ async def serving_gateway(app: FastAPI) -> AsyncIterator[str]:
         await until(lambda: server.started)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        server.should_exit = True
+        server.stop.set()
         await task
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from io import BytesIO
 from typing import Any
 
@@ -80,11 +81,48 @@ async def test_a_path_is_open_as_it_is_written_only() -> None:
             assert (await raw(s.url, b"X-A: b", path))[0] == status, path
 
 
-async def raw(url: str, header: bytes, path: bytes = b"/v1/models") -> tuple[int, bytes, bytes]:
+@pytest.mark.parametrize(
+    "header", [b"X-Big: " + b"x" * 70_000, b"Host: a/b?#", b"Host: a b", b"Host: a@b"]
+)
+async def test_headers_that_are_too_big_or_no_host_are_refused(header: bytes) -> None:
+    async with stack(FakeWorker()) as s:
+        status, head, body = await raw(s.url, header, host=b"" if b"Host" in header else b"x")
+        assert status == 400
+        assert b"connection: close" in head.lower()
+        assert b'"invalid_request_error"' in body
+
+
+async def test_a_key_of_100_kb_is_a_wrong_key() -> None:
+    async with stack(FakeWorker(), api_keys=("secret",)) as s:
+        status, _, body = await raw(s.url, b"Authorization: Bearer " + b"k" * 100_000)
+        assert status == 401
+        assert b"invalid_api_key" in body
+
+
+async def test_a_body_with_two_lengths_is_refused() -> None:
+    async with stack(FakeWorker()) as s:
+        both = b"Content-Length: 3\r\nTransfer-Encoding: chunked"
+        assert (await raw(s.url, both))[0] == 400
+
+
+async def test_the_openapi_document_describes_bodies(http: aiohttp.ClientSession) -> None:
+    async with stack(FakeWorker()) as s, http.get(s.url + "/openapi.json") as answer:
+        document = await answer.json()
+    schemas = document["components"]["schemas"]
+    refs = set(re.findall(r'"#/components/schemas/(\w+)"', str(document).replace("'", '"')))
+    assert refs <= schemas.keys()
+    assert {"ChatCompletionRequest", "CompletionRequest", "ChatCompletionResponse"} <= refs
+    assert "#/$defs" not in str(document)
+
+
+async def raw(
+    url: str, header: bytes, path: bytes = b"/v1/models", host: bytes = b"x"
+) -> tuple[int, bytes, bytes]:
     """GET with a header of any bytes: (status, head, body)."""
-    host, port = url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n")
+    name, port = url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(name, int(port))
+    writer.write(b"GET " + path + b" HTTP/1.1\r\nConnection: close\r\n")
+    writer.write(b"Host: " + host + b"\r\n" if host else b"")
     writer.write(header + b"\r\n\r\n")
     answer = await reader.read()
     writer.close()
