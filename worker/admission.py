@@ -81,12 +81,12 @@ class Admission:
     @property
     def queued(self) -> int:
         """Requests that wait for their turn under the limit; the engine does not know them yet."""
-        return sum(1 for _, _, ticket in self._queue if _is_open(ticket))
+        return len(self._queue)
 
     @property
     def queued_tokens(self) -> int:
         """Their prompt tokens."""
-        return sum(ticket.tokens for _, _, ticket in self._queue if _is_open(ticket))
+        return sum(ticket.tokens for _, _, ticket in self._queue)
 
     @property
     def capacity(self) -> int:
@@ -126,9 +126,9 @@ class Admission:
 
     def _call_next(self) -> None:
         while self._queue and self._limit is not None and self._running < self._limit:
-            ticket = heapq.heappop(self._queue)[2]
-            if ticket.turn is not None and not ticket.turn.done():
-                ticket.turn.set_result(None)
+            turn = heapq.heappop(self._queue)[2].turn
+            if turn is not None and not turn.done():
+                turn.set_result(None)
                 self._running += 1
 
     def _begun(self, ticket: Ticket) -> None:
@@ -144,7 +144,8 @@ class Admission:
             if ticket.turn.done() and not ticket.turn.cancelled():
                 self._running -= 1
             else:
-                ticket.turn.cancel()
+                self._queue = [entry for entry in self._queue if entry[2] is not ticket]
+                heapq.heapify(self._queue)
             self._call_next()
 
     def _retry_after_s(self) -> float:
@@ -155,7 +156,3 @@ class Admission:
             return _WINDOW_S
         waiting = max(1, self._present - self._capacity)
         return min(_MAX_RETRY_S, max(_MIN_RETRY_S, waiting * _WINDOW_S / recent))
-
-
-def _is_open(ticket: Ticket) -> bool:
-    return ticket.turn is not None and not ticket.turn.done()

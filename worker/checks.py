@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from protocol.errors import TriremeError, quoted
 from protocol.generation import GenerateRequest, SamplingParams
@@ -13,6 +14,23 @@ from worker.text.prompt import EncodedPrompt
 from worker.text.templates import ChatTemplate
 
 _GREEDY_BELOW = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """Where a dialect differs from the native wire.
+
+    Attributes:
+        cut_max_tokens: more tokens than there is room for are cut to it, not refused.
+        detached: the completion is decoded as a text of its own, so that a SentencePiece model's
+            first word has no space before it.
+    """
+
+    cut_max_tokens: bool = False
+    detached: bool = False
+
+
+NATIVE: Final = Manner()
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +47,7 @@ def plan(
     info: EngineInfo,
     template: ChatTemplate,
     *,
+    manner: Manner,
     interval: int,
     draw_seed: Callable[[], int],
 ) -> Plan:
@@ -39,7 +58,7 @@ def plan(
     """
     sampling = request.sampling
     _refuse_unsupported(sampling)
-    max_tokens = _max_tokens(sampling.max_tokens, prompt, info.context_length)
+    max_tokens = _max_tokens(sampling.max_tokens, prompt, info.context_length, manner)
     asked_ids = tuple(sampling.stop_token_ids)
     if request.conv_stops:
         asked_ids += template.stop_token_ids
@@ -71,7 +90,7 @@ def plan(
             skip_special_tokens=sampling.skip_special_tokens,
             reported_stop_ids=frozenset(asked_ids) - frozenset(info.eos_token_ids),
             interval=interval,
-            context=prompt.context,
+            context=() if manner.detached else prompt.context,
         ),
     )
 
@@ -97,7 +116,12 @@ def check_fits(prompt: EncodedPrompt, max_tokens: int, context_length: int) -> N
     raise TriremeError("context_length_exceeded", limit + rest, param=prompt.param)
 
 
-def _max_tokens(asked: int | None, prompt: EncodedPrompt, context_length: int) -> int:
+def _max_tokens(
+    asked: int | None, prompt: EncodedPrompt, context_length: int, manner: Manner
+) -> int:
+    room = context_length - len(prompt.ids)
+    if manner.cut_max_tokens and asked is not None:
+        asked = max(1, min(asked, room))
     if asked is not None and asked > context_length:
         raise TriremeError(
             "invalid_value",
@@ -106,7 +130,7 @@ def _max_tokens(asked: int | None, prompt: EncodedPrompt, context_length: int) -
             param="max_tokens",
         )
     check_fits(prompt, 1 if asked is None else asked, context_length)
-    return context_length - len(prompt.ids) if asked is None else asked
+    return room if asked is None else asked
 
 
 def _logit_bias(asked: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:

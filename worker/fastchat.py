@@ -41,6 +41,7 @@ from protocol.generation import (
     TokenizeRequest,
     TokenLogprob,
 )
+from worker.checks import Manner
 from worker.edge import Streamed, body_schema, invalid, parse_body, while_connected
 from worker.runtime import Ready, Runtime
 from worker.service import Service
@@ -62,11 +63,12 @@ def fastchat_router(service: Service, runtime: Runtime) -> APIRouter:
     async def frames(params: GenerateParams) -> AsyncGenerator[Frame, None]:
         fold = _Fold(echo=params.echo is not False)
         try:
-            request = await _request(params, served, service, runtime)
+            request = _request(params, served)
         except TriremeError as error:
             yield error_frame(error)
             return
-        async with aclosing(service.generate(request)) as events:
+        manner = Manner(cut_max_tokens=True, detached=not request.echo)
+        async with aclosing(service.generate(request, manner)) as events:
             async for event in events:
                 for frame in fold.frames(event):
                     yield frame
@@ -151,26 +153,20 @@ def _framed(frame: Frame) -> bytes:
 # ---- generation: parameters in, cumulative frames out -------------------------------------------
 
 
-async def _request(
-    params: GenerateParams, served: str, service: Service, runtime: Runtime
-) -> GenerateRequest:
+def _request(params: GenerateParams, served: str) -> GenerateRequest:
     """The native request; nulls mean FastChat's defaults.
 
     Raises:
-        TriremeError: a value out of range, or no room for a token behind the prompt.
+        TriremeError: a value out of range.
     """
     if params.images:
         raise TriremeError("unsupported_by_model", "This model takes no images.", param="images")
-    room = await service.tokenize(TokenizeRequest(model=served, prompt=params.prompt))
-    asked = _or(params.max_new_tokens, _DEFAULT_MAX_NEW_TOKENS)
     echo = params.echo is not False
     logprobs = None if params.logprobs is None else max(0, min(params.logprobs, _MAX_LOGPROBS))
     stop = [params.stop] if isinstance(params.stop, str) else params.stop or []
     try:
         sampling = SamplingParams(
-            max_tokens=max(1, min(asked, room.context_length - len(room.ids)))
-            if asked > 0
-            else asked,
+            max_tokens=_or(params.max_new_tokens, _DEFAULT_MAX_NEW_TOKENS),
             temperature=_or(params.temperature, 1.0),
             repetition_penalty=_or(params.repetition_penalty, 1.0),
             top_p=_or(params.top_p, 1.0),

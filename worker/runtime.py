@@ -9,7 +9,8 @@ import random
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from protocol import __version__
@@ -180,15 +181,17 @@ class Runtime:
 
     # ---- requests under way ---------------------------------------------------------------------
 
-    def __enter__(self) -> None:
-        """A request is under way: a drain waits for it."""
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Around a request: a drain waits for its end."""
         self._active += 1
         self._idle.clear()
-
-    def __exit__(self, *_: object) -> None:
-        self._active -= 1
-        if self._active == 0:
-            self._idle.set()
+        try:
+            yield
+        finally:
+            self._active -= 1
+            if self._active == 0:
+                self._idle.set()
 
     # ---- life -----------------------------------------------------------------------------------
 

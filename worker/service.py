@@ -27,7 +27,7 @@ from protocol.generation import (
     TokenizeRequest,
     TokenizeResponse,
 )
-from worker.checks import Plan, plan
+from worker.checks import NATIVE, Manner, Plan, plan
 from worker.embedding import chunked, finished, to_base64
 from worker.engine.protocol import Job, PromptOutput
 from worker.metrics import Metrics
@@ -51,15 +51,18 @@ class Service:
 
     # ---- generation -----------------------------------------------------------------------------
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    async def generate(
+        self, request: GenerateRequest, manner: Manner = NATIVE
+    ) -> AsyncGenerator[Event, None]:
         """The events of one request; close the generator to cancel it."""
         event: Event | None = None
         try:
-            async with aclosing(self._generate(request)) as events:
+            async with aclosing(self._generate(request, manner)) as events:
                 async for event in events:
                     yield event
         except TriremeError as error:
             self._metrics.failed(error.code)
+            log.info("request refused: %s %s", error.code, error.param or "")
             yield Failed.of(error)
         except TimeoutError:
             self._metrics.failed("deadline_exceeded")
@@ -74,17 +77,18 @@ class Service:
                 self._metrics.cancelled.inc()
             raise
 
-    async def _generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    async def _generate(
+        self, request: GenerateRequest, manner: Manner
+    ) -> AsyncGenerator[Event, None]:
         arrived = time.monotonic()
         until = _loop_time(request.deadline_s)
         ready = self._runtime.require(request.model, request.instance_id, request.digest)
-        with self._runtime:
+        with self._runtime.request():
             async with asyncio.timeout_at(until):
                 prompt = await self._encode(ready, request)
-            made = self._plan(ready, request, prompt)
-            job = self._job(request, prompt, made, until)
-            enter = ready.admission.enter(len(prompt.ids), job.n, job.priority)
-            with enter as ticket:
+            made = self._plan(ready, request, prompt, manner)
+            place = ready.admission.enter(len(prompt.ids), request.sampling.n, request.priority)
+            with place as ticket:
                 yield Started(
                     len(prompt.ids), self._runtime.instance_id, ready.digest, made.params.seed
                 )
@@ -93,13 +97,16 @@ class Service:
                 async with asyncio.timeout_at(until):
                     await ticket.wait_turn()
                 self._metrics.queue_s.observe(time.monotonic() - arrived)
+                job = self._job(request, prompt, made, until)
                 run = _Run(self._metrics, ready, job, made, prompt, arrived, until)
                 async with aclosing(run.events()) as events:
                     async for event in events:
                         ticket.first_output()
                         yield event
 
-    def _plan(self, ready: Ready, request: GenerateRequest, prompt: EncodedPrompt) -> Plan:
+    def _plan(
+        self, ready: Ready, request: GenerateRequest, prompt: EncodedPrompt, manner: Manner
+    ) -> Plan:
         if not ready.info.generates:
             message = f"The model `{request.model}` does not generate text."
             raise TriremeError("unsupported_by_model", message, param="model")
@@ -108,6 +115,7 @@ class Service:
             prompt,
             ready.info,
             ready.text.template,
+            manner=manner,
             interval=self._runtime.settings.stream_interval,
             draw_seed=self._runtime.draw_seed,
         )
@@ -195,7 +203,7 @@ class Service:
         if not ready.info.embeds:
             message = f"The model `{request.model}` gives no embeddings."
             raise TriremeError("unsupported_by_model", message, param="model")
-        with self._runtime:
+        with self._runtime.request():
             inputs = await asyncio.to_thread(self._embedding_ids, ready, request.inputs)
             if self._runtime.settings.embed_in_truncate:
                 inputs = [ids[: ready.info.context_length] for ids in inputs]

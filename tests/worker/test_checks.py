@@ -7,7 +7,7 @@ import pytest
 from protocol import conversation
 from protocol.errors import TriremeError
 from protocol.generation import GenerateRequest, SamplingParams
-from worker.checks import Plan, plan
+from worker.checks import NATIVE, Manner, Plan, plan
 from worker.engine.protocol import EngineInfo
 from worker.text.prompt import EncodedPrompt
 from worker.text.templates import NamedTemplate
@@ -17,6 +17,7 @@ INFO = EngineInfo("sim", context_length=100, eos_token_ids=(9,), vocab_size=50, 
 
 def planned(prompt_tokens: int = 10, param: str = "prompt", **fields: Any) -> Plan:
     conv_stops = fields.pop("conv_stops", False)
+    manner = fields.pop("manner", NATIVE)
     request = GenerateRequest(
         request_id="r",
         model="m",
@@ -24,9 +25,9 @@ def planned(prompt_tokens: int = 10, param: str = "prompt", **fields: Any) -> Pl
         conv_stops=conv_stops,
         sampling=SamplingParams(**fields),
     )
-    prompt = EncodedPrompt([1] * prompt_tokens, "x", param)
+    prompt = EncodedPrompt([1] * prompt_tokens, "x", param, context=(1,))
     template = NamedTemplate(conversation.plain())
-    return plan(request, prompt, INFO, template, interval=1, draw_seed=lambda: 77)
+    return plan(request, prompt, INFO, template, manner=manner, interval=1, draw_seed=lambda: 77)
 
 
 def refusal(**fields: Any) -> TriremeError:
@@ -113,3 +114,15 @@ def test_beam_search_and_best_of_are_refused_by_name() -> None:
     assert refusal(use_beam_search=True).param == "use_beam_search"
     assert refusal(best_of=3, n=2).code == "unsupported_parameter"
     assert planned(best_of=2, n=2)
+
+
+def test_a_dialect_may_have_max_tokens_cut_to_the_room() -> None:
+    cut = Manner(cut_max_tokens=True)
+    assert planned(max_tokens=1000, manner=cut).params.max_tokens == 90
+    assert planned(max_tokens=5, manner=cut).params.max_tokens == 5
+    assert refusal(prompt_tokens=100, max_tokens=5, manner=cut).code == "context_length_exceeded"
+
+
+def test_a_dialect_may_decode_the_completion_on_its_own() -> None:
+    assert planned().text.context == (1,)
+    assert planned(manner=Manner(detached=True)).text.context == ()

@@ -315,3 +315,19 @@ async def test_describe_is_the_record(worker: Any) -> None:
     (model,) = record["models"]
     assert (model["name"], model["engine"], model["context_length"]) == ("sim", "sim", 32768)
     assert len(model["digest"]) == 64
+
+
+async def test_a_client_that_stops_reading_is_cut_off(
+    start_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.edge.SEND_TIMEOUT_S", 0.2)
+    worker = await start_worker(sim_tokens=1_000_000, max_model_len=2_000_000)
+    host, port = worker.url.removeprefix("http://").split(":")
+    body = b'{"request_id": "r", "model": "sim", "prompt": "x", "sampling": {"logprobs": 20}}'
+    head = f"POST /native/generate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    writer.write(head.encode() + body)
+    await worker.until_running()
+    await worker.until_idle(10.0)
+    assert not reader.at_eof()
+    writer.close()
