@@ -192,6 +192,27 @@ def _request(params: GenerateParams, served: str) -> GenerateRequest:
     )
 
 
+class Logprobs:
+    """The four lists of FastChat's `LogProbs`; the first prompt token has null."""
+
+    def __init__(self) -> None:
+        self._at = 0
+        self.lists: dict[str, list[Any]] = {
+            "text_offset": [],
+            "tokens": [],
+            "token_logprobs": [],
+            "top_logprobs": [],
+        }
+
+    def add(self, one: TokenLogprob) -> None:
+        """Append a token."""
+        top = None if one.logprob is None else {each.token: each.logprob for each in one.top}
+        row = (self._at, one.token, one.logprob, top)
+        for column, value in zip(self.lists.values(), row, strict=True):
+            column.append(value)
+        self._at += len(one.token)
+
+
 @dataclass
 class _Fold:
     """Folds events into frames with cumulative text, log probabilities and exact usage."""
@@ -201,7 +222,7 @@ class _Fold:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     finish_reason: str | None = None
-    logprobs: list[TokenLogprob] | None = None
+    logprobs: Logprobs | None = None
 
     def frames(self, event: Event) -> list[Frame]:
         """The frames that an event gives: two at the end, as FastChat sends them."""
@@ -224,8 +245,11 @@ class _Fold:
         return []
 
     def _extend(self, more: list[TokenLogprob] | None) -> None:
-        if more is not None:
-            self.logprobs = [*(self.logprobs or []), *more]
+        if more is None:
+            return
+        self.logprobs = self.logprobs or Logprobs()
+        for one in more:
+            self.logprobs.add(one)
 
     def _frame(self, finish_reason: str | None) -> Frame:
         frame: Frame = {
@@ -239,25 +263,8 @@ class _Fold:
             "finish_reason": finish_reason,
         }
         if self.logprobs is not None:
-            frame["logprobs"] = _openai_logprobs(self.logprobs)
+            frame["logprobs"] = self.logprobs.lists
         return frame
-
-
-def _openai_logprobs(tokens: list[TokenLogprob]) -> dict[str, list[Any]]:
-    """The four lists of FastChat's `LogProbs`; the first prompt token has null."""
-    offsets, at = [], 0
-    for one in tokens:
-        offsets.append(at)
-        at += len(one.token)
-    return {
-        "text_offset": offsets,
-        "tokens": [one.token for one in tokens],
-        "token_logprobs": [one.logprob for one in tokens],
-        "top_logprobs": [
-            None if one.logprob is None else {other.token: other.logprob for other in one.top}
-            for one in tokens
-        ],
-    }
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import aiohttp
 import pytest
 import uvicorn
+from blockbuster import blockbuster_ctx
 from fastapi import FastAPI
 
 from protocol.generation import Event, decode_event
@@ -104,22 +105,26 @@ class StartWorker(Protocol):
 
 @pytest.fixture
 async def start_worker() -> AsyncIterator[StartWorker]:
-    """Starts workers with the given settings; they are stopped after the test."""
-    async with AsyncExitStack() as stack:
+    """Starts workers with the given settings; they are stopped after the test.
 
-        async def start(*, ready: bool = True, **settings: Any) -> Worker:
-            fields = {"engine": "sim", "no_register": True, "sim_tokens": 8, **settings}
-            listener = listen()
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            exit_request = ExitRequest()
-            made = create_app(Settings(**fields), address=url, exit_request=exit_request)
-            await stack.enter_async_context(served(made.app, listener))
-            http = await stack.enter_async_context(aiohttp.ClientSession())
-            if ready:
-                await until(lambda: made.runtime.not_ready() is None)
-            return Worker(url, made.runtime, http, exit_request, made.drain)
+    What blocks the event loop fails the test.
+    """
+    with blockbuster_ctx():
+        async with AsyncExitStack() as stack:
 
-        yield start
+            async def start(*, ready: bool = True, **settings: Any) -> Worker:
+                fields = {"engine": "sim", "no_register": True, "sim_tokens": 8, **settings}
+                listener = listen()
+                url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+                exit_request = ExitRequest()
+                made = create_app(Settings(**fields), address=url, exit_request=exit_request)
+                await stack.enter_async_context(served(made.app, listener))
+                http = await stack.enter_async_context(aiohttp.ClientSession())
+                if ready:
+                    await until(lambda: made.runtime.not_ready() is None)
+                return Worker(url, made.runtime, http, exit_request, made.drain)
+
+            yield start
 
 
 @pytest.fixture
