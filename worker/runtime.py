@@ -7,7 +7,6 @@ import hashlib
 import logging
 import random
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -230,12 +229,11 @@ class Runtime:
         try:
             await self._load_and_serve()
         except ModelLoadError as error:
-            sys.stderr.write(f"python -m worker: {error}\n")
-            self._exit_request.ask(EXIT_MODEL)
+            self._exit_request.ask(EXIT_MODEL, f"python -m worker: {error}")
         except Exception as error:
             log.exception("the model cannot be loaded")
-            sys.stderr.write(f"python -m worker: the model cannot be loaded: {error!r}\n")
-            self._exit_request.ask(EXIT_MODEL)
+            reason = f"the model cannot be loaded: {type(error).__name__}: {error}"
+            self._exit_request.ask(EXIT_MODEL, f"python -m worker: {' '.join(reason.split())}")
 
     async def _load_and_serve(self) -> None:
         kind = self.settings.engine_kind

@@ -38,7 +38,7 @@ class _TextFormatter(logging.Formatter):
 
 
 def configure_logging(tier: str, level: str, form: Literal["text", "json"]) -> None:
-    """Send all logs to stderr in one form; uvicorn's own lines too."""
+    """Send all logs to stderr in one form; uvicorn's warnings too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         _JsonFormatter(tier)
@@ -50,5 +50,6 @@ def configure_logging(tier: str, level: str, form: Literal["text", "json"]) -> N
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for name in ("httpx", "httpcore", "uvicorn.access"):
+    # uvicorn's account of its own start and stop is noise beside a tier's
+    for name in ("httpx", "httpcore", "uvicorn.access", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.WARNING)

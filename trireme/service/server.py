@@ -31,11 +31,15 @@ class ExitRequest:
 
     def __init__(self) -> None:
         self.code: int | None = None
+        self.reason = ""
 
-    def ask(self, code: int) -> None:
-        """Stop serving and return `code`; the first call wins."""
+    def ask(self, code: int, reason: str = "") -> None:
+        """Stop serving and return `code`; the first call wins.
+
+        `reason` is one line for a person, the last that the process writes to stderr.
+        """
         if self.code is None:
-            self.code = code
+            self.code, self.reason = code, reason
 
 
 class _Server(uvicorn.Server):
@@ -154,5 +158,7 @@ def run(
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
     if exit_request.code is not None:
+        if exit_request.reason:
+            sys.stderr.write(exit_request.reason + "\n")
         return exit_request.code
     return EXIT_OK if server.started else 1
