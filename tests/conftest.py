@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -30,9 +32,18 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Take memory addresses out of parametrised names: parallel processes compare the names."""
-    item._nodeid = re.sub(r"(?<= at 0x)[0-9a-f]+", "", item.nodeid)
+    for marker in metafunc.definition.iter_markers("parametrize"):
+        names = marker.kwargs.get("ids")
+        if callable(names):
+            marker.kwargs["ids"] = partial(_without_address, names)
+
+
+def _without_address(names: Callable[[Any], object], value: Any) -> object:
+    name = names(value)
+    return re.sub(r"(?<= at 0x)[0-9a-f]+", "", name) if isinstance(name, str) else name
 
 
 @pytest.hookimpl(wrapper=True)
