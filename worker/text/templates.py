@@ -90,7 +90,9 @@ class NamedTemplate:
     def render(self, messages: Sequence[Message], options: RenderOptions) -> str:
         try:
             filled = conversations.from_messages(
-                self.conversation, messages, add_generation_prompt=options.add_generation_prompt
+                self.conversation,
+                [_system(message) for message in messages],
+                add_generation_prompt=options.add_generation_prompt,
             )
         except (ValueError, KeyError, AttributeError) as error:
             raise _refused(error) from error
@@ -145,6 +147,8 @@ class JinjaTemplate:
 
     def _fitted(self, message: Message) -> dict[str, Any]:
         """The message with its content in the form that the template reads."""
+        if "developer" not in self.source:
+            message = _system(message)
         content = message.get("content")
         if isinstance(content, str) and not self._takes_text:
             content = [{"type": "text", "text": content}]
@@ -186,6 +190,11 @@ def choose_template(
         return JinjaTemplate(pretrained)
     log.info("the model has no chat template: using plain User:/Assistant: lines")
     return NamedTemplate(conversations.plain())
+
+
+def _system(message: Message) -> Message:
+    """The role `developer` is OpenAI's newer name of `system`; few templates know it."""
+    return {**message, "role": "system"} if message.get("role") == "developer" else message
 
 
 def checked_kwargs(template: ChatTemplate, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:

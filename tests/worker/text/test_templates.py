@@ -83,6 +83,17 @@ def test_a_role_that_a_named_conversation_lacks_makes_a_400() -> None:
         template.render([{"role": "tool", "content": "x"}], PLAIN)
 
 
+def test_developer_is_system_for_a_template_that_does_not_know_it(byte_level: Any) -> None:
+    messages = [{"role": "developer", "content": "be brief"}, *HELLO]
+    as_system = [{"role": "system", "content": "be brief"}, *HELLO]
+    old = jinja(byte_level, "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}")
+    assert old.render(messages, PLAIN) == "system:be brief;user:hello;"
+    new = jinja(byte_level, old.source + "{# developer #}")
+    assert new.render(messages, PLAIN) == "developer:be brief;user:hello;"
+    named = NamedTemplate(conversation.named("vicuna_v1.1"))
+    assert named.render(messages, PLAIN) == named.render(as_system, PLAIN)
+
+
 def test_text_parts_are_joined_for_a_template_that_reads_text(byte_level: Any) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     rendered = jinja(byte_level, "{{ messages[0].content + '!' }}").render(
