@@ -26,6 +26,7 @@ from protocol.generation import (
     EmbedResponse,
     Event,
     Failed,
+    FinishReason,
     GenerateRequest,
     Prompt,
     Started,
@@ -66,7 +67,7 @@ def scripted(request: GenerateRequest, instance_id: str) -> list[Event]:
         count = sampling.prompt_logprobs or sampling.logprobs or 0
         tokens = [TokenLogprob(1, prompt[:1], [0], None), logprob(2, prompt[1:], count)]
         events.append(Prompt([1, 2], prompt, tokens))
-    reason = "length" if len(words) < len(WORDS) else "stop"
+    reason: FinishReason = "length" if len(words) < len(WORDS) else "stop"
     for pos, word in enumerate(words):
         for index in range(sampling.n):
             found = None

@@ -65,6 +65,14 @@ TOO_BIG, TOO_SMALL = "integer_above_max_value", "integer_below_min_value"
 TYPE, VALUE, ABSENT = "invalid_type", "invalid_value", "missing_required_parameter"
 UNKNOWN, UNSUPPORTED, OTHER = "unknown_parameter", "unsupported_parameter", "invalid_request"
 
+BAD_KWARGS: list[dict[str, Any]] = [
+    {"tokenize": True},
+    {"messages": "x"},
+    {"tools": 1},
+    {"a": []},
+    {"a": {}},
+]
+
 # kind, what is wrong, param, code, and the nearest that is right
 ROWS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
     ("chat", {"model": MISSING}, "model", ABSENT, {}),
@@ -200,8 +208,8 @@ ROWS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
     ("chat", {"guided_regex": "x"}, "guided_regex", UNKNOWN, {}),
     ("chat", {"best_of": 1}, "best_of", UNKNOWN, {}),
     *(
-        ("chat", {"chat_template_kwargs": bad}, "chat_template_kwargs", UNKNOWN, {})
-        for bad in ({"tokenize": True}, {"messages": "x"}, {"tools": 1}, {"a": []}, {"a": {}})
+        ("chat", {"chat_template_kwargs": kwargs}, "chat_template_kwargs", UNKNOWN, {})
+        for kwargs in BAD_KWARGS
     ),
     ("chat", {"use_beam_search": True}, "use_beam_search", UNSUPPORTED, {"use_beam_search": False}),
     ("chat", {"store": True}, "store", UNSUPPORTED, {"store": False}),

@@ -18,7 +18,7 @@ BODY: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content":
 def released(s: Stack) -> bool:
     gateway = s.app.state.gateway
     running = gateway.metrics.registry.get_sample_value("trireme_gateway_requests_in_flight")
-    return running == 0 and gateway.dispatcher.in_flight.count() == 0
+    return bool(running == 0) and bool(gateway.dispatcher.in_flight.count() == 0)
 
 
 @pytest.mark.parametrize("hang_after", [0, 1, 3], ids=["unadmitted", "queued", "streaming"])
