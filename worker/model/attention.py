@@ -68,15 +68,25 @@ class StepPlan:
         spans: the sequences' parts, in the order in which they lie in the row.
         block_size: tokens a block.
         device: where the index tensors live.
+
+    Attributes:
+        slots: [tokens], where the step's tokens are stored; None when nothing is.
+        chunks: prefill chunks with their offset in the row.
     """
 
     spans: Sequence[Span]
     block_size: int
     device: torch.device
     slots: torch.Tensor | None = None
+    chunks: list[tuple[int, Span]] = field(default_factory=list)
     _groups: dict[int | None, list[_DecodeGroup]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        offset = 0
+        for span in self.spans:
+            if not self._is_decode(span):
+                self.chunks.append((offset, span))
+            offset += span.length
         if self.spans and self.spans[0].blocks:
             size = self.block_size
             self.slots = torch.tensor(
@@ -87,15 +97,6 @@ class StepPlan:
                 ],
                 device=self.device,
             )
-
-    def chunks(self) -> list[tuple[int, Span]]:
-        """Prefill chunks with their offset in the row."""
-        found, offset = [], 0
-        for span in self.spans:
-            if not self._is_decode(span):
-                found.append((offset, span))
-            offset += span.length
-        return found
 
     def decode_groups(self, window: int | None) -> list[_DecodeGroup]:
         """Decode rows, grouped so that no group is padded to more than about twice its tokens."""
@@ -211,7 +212,7 @@ class PagedAttention:
             (*heads.shape[:3], values.shape[-1]), device=query.device, dtype=query.dtype
         )
         score = _Score(scale, softcap)
-        for offset, span in self.plan.chunks():
+        for offset, span in self.plan.chunks:
             part = slice(offset, offset + span.length)
             out[:, :, part] = self._chunk(
                 layer, span, heads[:, :, part], keys[:, part], values[:, part], window, score

@@ -72,6 +72,7 @@ def load_model(config: EngineConfig, report: Callable[[str], None]) -> LoadedMod
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
         )
+        context_length = _context_length(config, hf_config)
         kind = kind_of(hf_config)
         dtype = pick_dtype(config.dtype, hf_config, device)
         with _progress(report):
@@ -90,13 +91,12 @@ def load_model(config: EngineConfig, report: Callable[[str], None]) -> LoadedMod
         raise ModelLoadError(_reason(config.model_path, error)) from error
     model.eval().requires_grad_(False)
     text = hf_config.get_text_config()
-    found = context_length_of(hf_config)
     return LoadedModel(
         model=model,
         kind=kind,
         device=model.device if device.type == "cuda" else device,
         dtype=dtype,
-        context_length=min(found, config.max_model_len or found),
+        context_length=context_length,
         vocab_size=int(text.vocab_size),
         eos_token_ids=_eos_of(config, hf_config),
         digest=_digest(folder, config, hf_config, dtype),
@@ -140,6 +140,15 @@ def context_length_of(hf_config: Any) -> int:
         return stated
     original = rope.get("original_max_position_embeddings")
     return max(stated, int((original or stated) * factor))
+
+
+def _context_length(config: EngineConfig, hf_config: Any) -> int:
+    own, asked = context_length_of(hf_config), config.max_model_len
+    if asked is not None and asked > own:
+        raise ModelLoadError(
+            f"--max-model-len {asked} is above the model's own context length of {own} tokens"
+        )
+    return asked or own
 
 
 def pick_device(config: EngineConfig) -> torch.device:

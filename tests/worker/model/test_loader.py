@@ -64,6 +64,7 @@ def test_a_folder_without_weights_or_configuration_is_refused(copied: Path) -> N
         ({"device": "cpu", "num_gpus": 2}, "--num-gpus above 1 needs CUDA"),
         ({"device": "cpu", "max_gpu_memory": "3GiB"}, "--max-gpu-memory needs CUDA"),
         ({"device": "cpu", "cpu_offloading": True}, "--cpu-offloading needs CUDA"),
+        ({"max_model_len": 513}, "--max-model-len 513 is above the model's own"),
     ],
 )
 def test_options_that_cannot_be_honoured_are_refused(
