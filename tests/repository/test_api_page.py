@@ -37,6 +37,38 @@ def test_every_field_is_described(model: Any) -> None:
     assert unnamed == set()
 
 
+def section(heading: str) -> str:
+    return TEXT.split(f"\n### {heading}\n")[1].split("\n### ")[0].split("\n## ")[0]
+
+
+@pytest.mark.parametrize(
+    ("heading", "model"),
+    [
+        ("Chat completions", openai.ChatCompletionRequest),
+        ("Completions", openai.CompletionRequest),
+        ("Common fields", openai.ChatCompletionRequest),
+        ("Common fields", openai.CompletionRequest),
+        ("Embeddings", openai.EmbeddingsRequest),
+    ],
+)
+def test_the_defaults_of_the_page_are_those_of_the_code(heading: str, model: Any) -> None:
+    rows = re.findall(r"^\| (`.+?`) \| (.+?) \|", section(heading), flags=re.MULTILINE)
+    assert rows
+    for names, written in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            field = model.model_fields[name]
+            words = written.strip("`")
+            if words == "required":
+                assert field.is_required(), name
+            elif words in ("true", "false"):
+                assert field.default is (words == "true"), name
+            elif re.fullmatch(r"-?[\d.]+", words):
+                assert field.default == float(words), name
+            else:
+                default = field.get_default(call_default_factory=True)
+                assert default in (None, [], {}, words), name
+
+
 def test_every_error_code_is_described() -> None:
     assert {code for code, spec in TAXONOMY.items() if spec.public} - WORDS == set()
 
