@@ -30,6 +30,7 @@ from gateway.state import Gateway
 from gateway.worker_client import NativeClient, Timeouts, WorkerHttp, open_session
 from protocol import __version__
 from protocol.errors import quoted
+from protocol.fleet import WorkerRecord
 from trireme.service.auth import TokenSet
 from trireme.service.health import HEALTH_PATHS, health_router
 
@@ -51,7 +52,11 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             settings.connect_timeout_s, settings.first_event_timeout_s, settings.stall_timeout_s
         )
         async with open_session() as session:
-            http = WorkerHttp(session, settings.cluster_token, timeouts)
+
+            def alive(worker: WorkerRecord) -> bool:
+                return worker.instance_id in view.snapshot.workers
+
+            http = WorkerHttp(session, settings.cluster_token, timeouts, alive)
             fastchat = FastChatClient(http)
 
             def changed() -> None:

@@ -53,7 +53,7 @@ class GatewaySettings(TierSettings):
     )
     max_body_bytes: int = Field(4 * 1024 * 1024, ge=1024, description="largest request body")
     request_timeout_s: float = Field(
-        600.0, gt=0, allow_inf_nan=False, description="seconds after which a request fails"
+        3600.0, gt=0, allow_inf_nan=False, description="seconds after which a request fails"
     )
     connect_timeout_s: float = Field(
         1.0, gt=0, allow_inf_nan=False, description="seconds to reach a worker"
@@ -62,7 +62,7 @@ class GatewaySettings(TierSettings):
         15.0, gt=0, allow_inf_nan=False, description="seconds for a worker to admit a request"
     )
     stall_timeout_s: float = Field(
-        60.0, gt=0, allow_inf_nan=False, description="longest pause inside a worker's answer"
+        120.0, gt=0, allow_inf_nan=False, description="longest pause inside a worker's answer"
     )
     drain_grace_s: float = Field(
         120.0, ge=0, allow_inf_nan=False, description="seconds that running requests get on SIGTERM"

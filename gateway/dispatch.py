@@ -48,11 +48,14 @@ NO_WORKER_RETRY_S: Final = 1.0
 _TRANSPORT_FAILURES: Final = frozenset(
     "worker_unreachable worker_lost worker_timeout engine_dead".split()
 )
+_ADDS_LOAD: Final = frozenset("overloaded worker_timeout out_of_memory".split())
+"""Failures whose retries make an overload worse; the others are the load of a lost worker."""
+
 _Answer = TypeVar("_Answer")
 
 
 class RetryBudget:
-    """Retries may be a fifth of the requests, beyond a small reserve for quiet times."""
+    """Retries after an overload: a fifth of the requests, and a small reserve for quiet times."""
 
     def __init__(self) -> None:
         self._tokens = RETRY_RESERVE
@@ -186,7 +189,7 @@ class Dispatcher:
         )
         expected: defaultdict[int, int] = defaultdict(int)
         client = self._clients[worker.wire]
-        async with aclosing(client.generate(worker, fenced, lambda: self._lives(worker))) as events:
+        async with aclosing(client.generate(worker, fenced)) as events:
             async for event in events:
                 if isinstance(event, Failed):
                     raise event.error()
@@ -198,9 +201,6 @@ class Dispatcher:
                 if isinstance(event, Done):
                     return
         raise TriremeError("worker_lost", "The worker's answer ended early.")
-
-    def _lives(self, worker: WorkerRecord) -> bool:
-        return worker.instance_id in self._view.snapshot.workers
 
     def _choose(
         self, request: GenerateRequest, prefix: Fingerprint, tokens: int, retry: _Retry
@@ -300,7 +300,9 @@ class _Retry:
         if self._deaths >= MAX_DEATHS:
             message = "Two workers died while they served this request; it is not tried again."
             raise TriremeError("request_quarantined", message) from error
-        if self.tries > MAX_RETRIES or not self._budget.spend():
+        if self.tries > MAX_RETRIES:
+            raise error
+        if error.code in _ADDS_LOAD and not self._budget.spend():
             raise error
         self._metrics.retried(self._model, error.code)
 

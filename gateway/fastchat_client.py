@@ -10,7 +10,7 @@ import asyncio
 import sys
 from array import array
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -94,7 +94,7 @@ class FastChatClient:
         self._models = {key: one for key, one in self._models.items() if key[0] in kept}
 
     async def generate(
-        self, worker: WorkerRecord, request: GenerateRequest, alive: Callable[[], bool]
+        self, worker: WorkerRecord, request: GenerateRequest
     ) -> AsyncGenerator[Event, None]:
         if field := needs_native(request):
             raise TriremeError(
@@ -108,7 +108,7 @@ class FastChatClient:
         prompt_tokens = await self._count(worker, request.model, prompt)
         body = _params(request, model, prompt, prompt_tokens)
         choices = [_Choice(index) for index in range(request.sampling.n)]
-        streams = [self._deltas(worker, body, one, alive, deadline) for one in choices]
+        streams = [self._deltas(worker, body, one, deadline) for one in choices]
         started = False
         async with aclosing(merged(streams, at_once=len(streams))) as deltas:
             async for _, delta in deltas:
@@ -173,7 +173,6 @@ class FastChatClient:
         worker: WorkerRecord,
         body: bytes,
         choice: _Choice,
-        alive: Callable[[], bool],
         deadline: float,
     ) -> AsyncGenerator[Delta, None]:
         """One choice; its last delta, which has the finish reason, comes when the stream ends."""
@@ -181,7 +180,7 @@ class FastChatClient:
         frame: dict[str, Any] | None = None
         async with (
             http.open(worker, "/worker_generate_stream", body, float("inf"), deadline) as response,
-            aclosing(http.chunks(response, alive, lambda: float("inf"), deadline)) as chunks,
+            aclosing(http.chunks(worker, response, lambda: float("inf"), deadline)) as chunks,
         ):
             async for chunk in chunks:
                 for raw in splitter.feed(chunk):

@@ -11,7 +11,6 @@ from time import monotonic
 from typing import Final
 
 import aiohttp
-from pydantic import ValidationError
 
 from gateway.fleet_view import FleetView
 from protocol.fleet import FleetSnapshot, WorkerRecord
@@ -73,7 +72,7 @@ class FleetWatch:
         while True:
             try:
                 last = await self._poll(controller, last)
-            except (aiohttp.ClientError, OSError, TimeoutError, ValidationError) as error:
+            except Exception as error:  # whatever it is, the next poll may go well
                 if last is not None or backoff_s == FIRST_BACKOFF_S:
                     log.warning("controller %s does not answer: %r", controller, error)
                 last = None

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import aiohttp
 from pydantic import BaseModel
@@ -63,12 +63,9 @@ class WorkerClient(Protocol):
     """What the gateway asks of a worker, by whatever wire."""
 
     def generate(
-        self, worker: WorkerRecord, request: GenerateRequest, alive: Callable[[], bool]
+        self, worker: WorkerRecord, request: GenerateRequest
     ) -> AsyncGenerator[Event, None]:
         """`Started` first, exactly one terminal event last.
-
-        Args:
-            alive: asked while the worker is silent; False ends the wait with `worker_lost`.
 
         Raises:
             TriremeError: what kept the worker from answering.
@@ -95,12 +92,21 @@ def open_session() -> aiohttp.ClientSession:
 
 
 class WorkerHttp:
-    """POSTs to workers; maps what can go wrong to the taxonomy."""
+    """POSTs to workers; maps what can go wrong to the taxonomy.
+
+    Args:
+        alive: asked while a worker is silent; False ends the wait with `worker_lost`.
+    """
 
     def __init__(
-        self, session: aiohttp.ClientSession, cluster_token: str, timeouts: Timeouts
+        self,
+        session: aiohttp.ClientSession,
+        cluster_token: str,
+        timeouts: Timeouts,
+        alive: Callable[[WorkerRecord], bool],
     ) -> None:
         self.timeouts = timeouts
+        self._alive = alive
         self._session = session
         self._headers = {"Content-Type": "application/json"}
         if cluster_token:
@@ -131,16 +137,15 @@ class WorkerHttp:
             patience_s: longest wait for the answer's headers.
             deadline: loop time at which the request has failed.
         """
-        loop = asyncio.get_running_loop()
+        post = self._session.post(
+            worker.address + path,
+            data=body if len(body) <= LARGE_BODY_BYTES else BytesIO(body),
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.timeouts.connect_s),
+            allow_redirects=False,
+        )
         with _mapped(deadline):
-            async with asyncio.timeout(min(patience_s, deadline - loop.time())):
-                response = await self._session.post(
-                    worker.address + path,
-                    data=body if len(body) <= LARGE_BODY_BYTES else BytesIO(body),
-                    headers=self._headers,
-                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.timeouts.connect_s),
-                    allow_redirects=False,
-                )
+            response = await self._answered(worker, post, patience_s, deadline)
         try:
             if response.status != 200:
                 with _mapped(deadline):
@@ -150,10 +155,41 @@ class WorkerHttp:
         finally:
             response.close()
 
+    async def _answered(
+        self,
+        worker: WorkerRecord,
+        post: Coroutine[Any, Any, aiohttp.ClientResponse],
+        patience_s: float,
+        deadline: float,
+    ) -> aiohttp.ClientResponse:
+        """The answer once its headers are there; TimeoutError when that takes too long."""
+        loop = asyncio.get_running_loop()
+        until = min(loop.time() + patience_s, deadline)
+        task = asyncio.create_task(post)
+        try:
+            while not task.done():
+                left_s = until - loop.time()
+                if left_s <= 0:
+                    raise TimeoutError
+                await asyncio.wait((task,), timeout=min(left_s, ALIVE_CHECK_S))
+                if not task.done():
+                    self._require_alive(worker)
+            return task.result()
+        except BaseException:
+            task.cancel()
+            (late,) = await asyncio.gather(task, return_exceptions=True)
+            if isinstance(late, aiohttp.ClientResponse):
+                late.close()
+            raise
+
+    def _require_alive(self, worker: WorkerRecord) -> None:
+        if not self._alive(worker):
+            raise TriremeError("worker_lost", "The worker left the fleet.")
+
     async def chunks(
         self,
+        worker: WorkerRecord,
         response: aiohttp.ClientResponse,
-        alive: Callable[[], bool],
         patience_s: Callable[[], float],
         deadline: float,
     ) -> AsyncGenerator[bytes, None]:
@@ -176,10 +212,7 @@ class WorkerHttp:
                         async with asyncio.timeout(min(left_s, ALIVE_CHECK_S)):
                             data = await response.content.readany()
                     except TimeoutError:
-                        if not alive():
-                            raise TriremeError(
-                                "worker_lost", "The worker left the fleet."
-                            ) from None
+                        self._require_alive(worker)
             if not data:
                 return
             yield data
@@ -192,7 +225,7 @@ class NativeClient:
         self._http = http
 
     async def generate(
-        self, worker: WorkerRecord, request: GenerateRequest, alive: Callable[[], bool]
+        self, worker: WorkerRecord, request: GenerateRequest
     ) -> AsyncGenerator[Event, None]:
         timeouts = self._http.timeouts
         limit_s = request.deadline_s or float("inf")
@@ -204,7 +237,7 @@ class NativeClient:
             self._http.open(
                 worker, "/native/generate", body, timeouts.first_event_s, deadline
             ) as response,
-            aclosing(self._http.chunks(response, alive, lambda: patience_s, deadline)) as chunks,
+            aclosing(self._http.chunks(worker, response, lambda: patience_s, deadline)) as chunks,
         ):
             async for chunk in chunks:
                 for event in _events(splitter, chunk):

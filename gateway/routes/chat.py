@@ -48,7 +48,7 @@ async def _chat(request: Request, asked: ChatCompletionRequest) -> Response:
     answer_id = f"chatcmpl-{shortuuid.uuid()}"
     generate = chat_request(
         asked,
-        request_id=answer_id,
+        request_id=f"{arrival.request_id}:{answer_id}",
         deadline_s=arrival.deadline_s,
         cache_salt=arrival.cache_salt,
     )

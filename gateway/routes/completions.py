@@ -31,7 +31,7 @@ async def completions(request: Request) -> Response:
     answer_id = f"cmpl-{shortuuid.uuid()}"
     requests = completion_requests(
         asked,
-        request_id=answer_id,
+        request_id=f"{arrival.request_id}:{answer_id}",
         deadline_s=arrival.deadline_s,
         cache_salt=arrival.cache_salt,
     )

@@ -85,7 +85,7 @@ class FakeWorker:
 
     Attributes:
         die_after: abort the connection after so many events; 0 before any answer.
-        hang_after: send so many events, then nothing.
+        hang_after: send so many events, then nothing until `killed`, which ends the connection.
         refuse: answer with this error instead of 200.
         fail_after: (number of events, error): then a `Failed` event.
         pause_s: before each event.
@@ -103,6 +103,7 @@ class FakeWorker:
     bodies: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     running: int = 0
     aborted: int = 0
+    killed: asyncio.Event = field(default_factory=asyncio.Event)
     address: str = ""
 
     def app(self) -> web.Application:
@@ -132,11 +133,13 @@ class FakeWorker:
                 if self.fail_after is not None and number == self.fail_after[0]:
                     event = Failed.of(self.fail_after[1])
                 if number == self.die_after:
-                    assert request.transport is not None
-                    request.transport.abort()
+                    await asyncio.sleep(0.03)  # what was sent arrives before the reset
+                    _abort(request)
                     return response
                 if number == self.hang_after:
-                    await asyncio.sleep(60)
+                    await self.killed.wait()
+                    _abort(request)
+                    return response
                 if self.pause_s:
                     await asyncio.sleep(self.pause_s)
                 if number == 0:
@@ -168,6 +171,11 @@ class FakeWorker:
         body = from_json(await request.read())
         ids = list(range(len(body["prompt"].split())))
         return web.json_response({"ids": ids, "context_length": 2048})
+
+
+def _abort(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()
 
 
 def _error(error: TriremeError) -> web.Response:

@@ -165,10 +165,40 @@ async def test_a_worker_that_admits_nothing_is_left(http: aiohttp.ClientSession)
         assert [status for status, _ in results] == [200] * 4
 
 
-async def test_a_worker_that_leaves_the_fleet_while_silent_is_left(
+async def test_everything_on_a_worker_that_is_killed_goes_elsewhere(
     http: aiohttp.ClientSession,
 ) -> None:
-    hanging = FakeWorker("w1", hang_after=1)
+    doomed = FakeWorker("w1", hang_after=1)
+    async with stack(doomed, FakeWorker("w2"), FakeWorker("w3")) as s:
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(ask(http, s, stream=i % 2 == 0)) for i in range(90)]
+            await until(lambda: sum(len(w.requests) for w in s.workers) == 90)
+            assert doomed.running >= 20
+            doomed.killed.set()
+        assert [task.result()[0] for task in asked] == [200] * 90
+        texts = [
+            text_of(answer)
+            if isinstance(answer, list)
+            else answer["choices"][0]["message"]["content"]
+            for _, answer in (task.result() for task in asked)
+        ]
+        assert set(texts) == {TEXT}
+
+
+async def test_a_long_prefix_stays_with_its_worker(http: aiohttp.ClientSession) -> None:
+    async with stack(*(FakeWorker(f"w{i}") for i in range(4))) as s:
+        system = {"role": "system", "content": "Be brief. " * 200}
+        for i in range(10):
+            turns = [system, {"role": "user", "content": str(i)}]
+            assert (await ask(http, s, messages=turns))[0] == 200
+        assert sorted(len(w.requests) for w in s.workers) == [0, 0, 0, 10]
+
+
+@pytest.mark.parametrize("hang_after", [0, 1], ids=["unadmitted", "queued"])
+async def test_a_worker_that_leaves_the_fleet_while_silent_is_left(
+    http: aiohttp.ClientSession, hang_after: int
+) -> None:
+    hanging = FakeWorker("w1", hang_after=hang_after)
     async with stack(hanging) as s:
         task = asyncio.create_task(ask(http, s))
         await until(lambda: hanging.requests)
