@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from random import Random
 from time import monotonic
 from typing import Final, TypeVar
 
-from gateway.breaker import Breakers
+from gateway.breaker import Breaker, Breakers
 from gateway.fastchat_client import needs_native
 from gateway.fleet_view import FleetView
 from gateway.metrics import GatewayMetrics
@@ -152,29 +152,23 @@ class Dispatcher:
             if left_s is not None and left_s <= 0:
                 raise TriremeError("deadline_exceeded", "The request took too long.")
             delivered = False
-            ticket = self.in_flight.begin(worker, tokens)
-            breaker = self._breakers[worker.instance_id]
-            breaker.begin(monotonic())
-            failed: bool | None = None
             try:
-                async with aclosing(self._stream(worker, request, retry.tries, left_s)) as events:
-                    async for event in events:
-                        if isinstance(event, Started):
-                            breaker.end(False, monotonic())
-                            self._prefixes.record(prefix, worker.instance_id)
-                            if started:
-                                continue
-                            started = True
-                        elif isinstance(event, Prompt | Delta):
-                            delivered = True
-                        yield event
+                with self._lend(worker, tokens) as breaker:
+                    stream = self._stream(worker, request, retry.tries, left_s)
+                    async with aclosing(stream) as events:
+                        async for event in events:
+                            if isinstance(event, Started):
+                                breaker.end(False, monotonic())
+                                self._prefixes.record(prefix, worker.instance_id)
+                                if started:
+                                    continue
+                                started = True
+                            elif isinstance(event, Prompt | Delta):
+                                delivered = True
+                            yield event
                 return
             except TriremeError as error:
-                failed = True if error.code in _TRANSPORT_FAILURES else None
                 retry.note(worker, error, delivered)
-            finally:
-                breaker.end(failed, monotonic())
-                self.in_flight.end(ticket)
 
     async def _stream(
         self, worker: WorkerRecord, request: GenerateRequest, attempt: int, left_s: float | None
@@ -233,20 +227,13 @@ class Dispatcher:
             left_s = timeout_s - (monotonic() - begun)
             if left_s <= 0:
                 raise TriremeError("deadline_exceeded", "The request took too long.")
-            ticket = self.in_flight.begin(worker, tokens)
-            breaker = self._breakers[worker.instance_id]
-            breaker.begin(monotonic())
-            failed: bool | None = None
             try:
-                answer = await ask(worker, left_s)
-                failed = False
-                return answer
+                with self._lend(worker, tokens) as breaker:
+                    answer = await ask(worker, left_s)
+                    breaker.end(False, monotonic())
+                    return answer
             except TriremeError as error:
-                failed = True if error.code in _TRANSPORT_FAILURES else None
                 retry.note(worker, error, delivered=False)
-            finally:
-                breaker.end(failed, monotonic())
-                self.in_flight.end(ticket)
 
     # ---- candidates -----------------------------------------------------------------------------
 
@@ -262,6 +249,22 @@ class Dispatcher:
         ejected = self._breakers.ejected((w.instance_id for w in able), monotonic())
         untried = [w for w in able if w.instance_id not in tried]
         return [w for w in untried if w.instance_id not in ejected] or untried
+
+    @contextmanager
+    def _lend(self, worker: WorkerRecord, tokens: int) -> Iterator[Breaker]:
+        """The worker has one request more, until the block ends; transport failures are noted."""
+        ticket = self.in_flight.begin(worker, tokens)
+        breaker = self._breakers[worker.instance_id]
+        breaker.begin(monotonic())
+        failed: bool | None = None
+        try:
+            yield breaker
+        except TriremeError as error:
+            failed = True if error.code in _TRANSPORT_FAILURES else None
+            raise
+        finally:
+            breaker.end(failed, monotonic())
+            self.in_flight.end(ticket)
 
     def _best(
         self, workers: Sequence[WorkerRecord], tokens: int, matched: Mapping[str, int]
