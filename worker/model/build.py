@@ -18,6 +18,7 @@ from worker.engine.protocol import EngineInfo, ModelLoadError
 from worker.model.attention import PagedAttention, Span, UnsupportedAttention, supported_by_mask
 from worker.model.generate import GenerateCore
 from worker.model.kv_cache import KVCache
+from worker.model.linear_cpu import can_pack, pack_linears
 from worker.model.loader import LoadedModel, load_model
 from worker.model.runner import ModelRunner
 
@@ -67,8 +68,8 @@ def build(config: EngineConfig, report: Callable[[str], None], *, num_threads: i
 def _paged(config: EngineConfig, loaded: LoadedModel) -> Built:
     attention = PagedAttention()
     runner = ModelRunner(loaded.model, attention, loaded.device)
-    _probe(loaded, attention, runner)
     on_cpu = loaded.device.type == "cpu"
+    _probe(loaded, attention, runner, pack=on_cpu and not config.load_8bit and can_pack())
     max_running = config.max_running or (64 if on_cpu else 256)
     num_blocks = _num_blocks(config, loaded, attention, max_running)
     attention.cache = KVCache(attention.layers, num_blocks, BLOCK_SIZE)
@@ -85,10 +86,13 @@ def _paged(config: EngineConfig, loaded: LoadedModel) -> Built:
     return Built(core, runner.embed, info)
 
 
-def _probe(loaded: LoadedModel, attention: PagedAttention, runner: ModelRunner) -> None:
+def _probe(
+    loaded: LoadedModel, attention: PagedAttention, runner: ModelRunner, *, pack: bool
+) -> None:
     """Run a short text whole, in chunks and by a decode step: all must agree with transformers.
 
-    It also finds the shape of each layer's keys and values.
+    With `pack` the linear layers are packed for the CPU between the two, so that they are part of
+    what is compared. It also finds the shape of each layer's keys and values.
 
     Raises:
         UnsupportedAttention: when the model does not run on the paged attention, or wrongly.
@@ -99,6 +103,8 @@ def _probe(loaded: LoadedModel, attention: PagedAttention, runner: ModelRunner) 
     with torch.inference_mode():
         ids = torch.tensor([tokens], device=loaded.device)
         expected = loaded.model(input_ids=ids, use_cache=False).logits[0].float()
+    if pack:
+        pack_linears(loaded.model)
     try:
         attention.install(loaded.model)
         whole = runner.logits(tokens, [Span(0, _PROBE_TOKENS, ())], range(_PROBE_TOKENS))
