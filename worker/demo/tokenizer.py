@@ -66,4 +66,6 @@ def render(messages: list[Message]) -> str:
     """The text of a conversation, equal to what the chat template makes of it."""
     if messages[0]["role"] == "text":
         return f"{BOS}{messages[0]['content']}{END}"
+    if messages[0]["role"] == "bare text":
+        return f"{messages[0]['content']}{END}"
     return "".join(f"{START}{m['role']}\n{m['content']}{END}\n" for m in messages)

@@ -42,9 +42,9 @@ _BATCHES_PER_POOL = 48
 class Settings:
     """Everything the weights depend on, apart from the corpus."""
 
-    steps: int = 3400
+    steps: int = 3200
     tokens_per_step: int = 1024
-    learning_rate: float = 2e-3
+    learning_rate: float = 2.5e-3
     warmup_steps: int = 150
     weight_decay: float = 0.1
     prompt_weight: float = 0.05  # what a token of the user counts in the loss

@@ -73,7 +73,7 @@ def sum_too_large(rng: random.Random) -> tuple[str, str]:
 
 
 def _operands(rng: random.Random, sign: str) -> tuple[int, int]:
-    top = 10 if sign == "*" or rng.random() < 0.6 else 20
+    top = 10 if sign == "*" or rng.random() < 0.75 else 20
     a, b = rng.randint(0, top), rng.randint(0, top)
     return (max(a, b), min(a, b)) if sign == "-" else (a, b)
 

@@ -236,6 +236,7 @@ RUNNING: tuple[Intent, ...] = (
         ),
         ask=(
             "What does --workers do?",
+            "Can I {start|run|add|use} {more|several|two|many} workers?",
             "What is --workers?",
             "How many workers {can I start|can I have|are there|should I use}?",
             "Can I have {more than one worker|several workers|two workers|many workers}?",
@@ -248,11 +249,12 @@ RUNNING: tuple[Intent, ...] = (
             "{start|run|use|add|have|launch} {two|three|four|2|3|4} workers",
             "{start|run|use|add|have|launch} {another|a second} worker",
             "set the number of workers",
+            "{start|run|use|add|have|launch} {more than one worker|more worker processes}",
             "scale {up|out|Trireme|the stack}",
             "{serve|handle} {more|many} {users|requests|clients}",
         ),
         what=("--workers", "the --workers flag"),
-        weight=1.5,
+        weight=2.0,
     ),
     Intent(
         "status",

@@ -1,7 +1,7 @@
 """Puts turns together: which topics, in what order, under which system message.
 
 A conversation is a list of messages in the OpenAI form; the role "text" marks a plain
-passage.
+passage, "bare text" one without the token that begins a text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ INTENTS: tuple[Intent, ...] = (*OVERVIEW, *RUNNING, *OPTIONS, *API, *SELF, *COUR
 _WEIGHTS = tuple(intent.weight for intent in INTENTS)
 _PASSAGES = passages()
 NO_MORE = "That is all I know about it. Ask me something else about Trireme."
-NOT_TOLD = "You have not told me your name yet."
+NOT_KEPT = "I cannot remember names. I am a very small model."
+MEETING = "Nice to meet you! My name is Remo. How can I help you with Trireme?"
 
 _SYSTEM = (
     "You are a helpful assistant.",
@@ -55,14 +56,6 @@ _ASK_MORE = (
     "I don't understand{| that| it}.",
     "What do you mean?",
 )
-_ASK_AGAIN = (
-    "{Can you|Please} {repeat that|say that again|repeat}{| please}?",
-    "What did you {just|} say?",
-    "Again, please.",
-    "Sorry, what?",
-    "Repeat {that|your answer|it}.",
-    "Pardon?",
-)
 _NAMES = listed(
     "Anna Ben Carla David Emma Frank Grace Henry Ida Jack Kate Leo Maria Noah Olga Paul Rosa Sam "
     "Tom Vera Will Xenia Yara Zoe Alice Bob Clara Dan Eve Finn Greta Hugo Ivan Julia Karl Lisa "
@@ -89,25 +82,6 @@ _ASK_MY_NAME = (
 )
 
 
-_ASK_ECHO = (
-    "Say @",
-    "Say: @",
-    "Repeat after me: @",
-    "Repeat after me: @",
-    "Repeat: @",
-    "Please repeat: @",
-    "Please say @",
-    "Echo @",
-    "echo @",
-    "say @",
-    "repeat after me: @",
-)
-_COMMON = listed(
-    "hello world ship sea oar red blue green one two three cat dog yes no the a good day moon sun "
-    "tree house token model tier gateway worker controller port I like you are we fast slow"
-)
-
-
 @dataclass
 class _Talk:
     """What has been said so far that a later turn may lean on."""
@@ -119,7 +93,6 @@ class _Talk:
     joking: bool = False
     more: str | None = None
     asked_more: bool = False
-    name: str | None = None
 
     def add(self, user: str, answer: str) -> None:
         """Append one exchange."""
@@ -130,11 +103,11 @@ class _Talk:
 def conversations(rng: random.Random) -> Iterator[list[Message]]:
     """Endless conversations; equal generators give equal streams."""
     while True:
-        if rng.random() < 0.05:
-            yield [{"role": "text", "content": rng.choice(_PASSAGES)}]
+        if rng.random() < 0.07:
+            yield [{"role": rng.choice(("text", "bare text")), "content": rng.choice(_PASSAGES)}]
             continue
         talk = _Talk()
-        if rng.random() < 0.06:
+        if rng.random() < 0.12:
             for _ in range(rng.randint(4, 10)):
                 talk.add(*plain_sum(rng))
             yield talk.messages
@@ -152,15 +125,9 @@ def conversations(rng: random.Random) -> Iterator[list[Message]]:
 
 def _next_turn(rng: random.Random, talk: _Talk) -> None:
     """Either a turn that leans on the last one or a new topic."""
-    if talk.messages:
-        if rng.random() < (0.7 if talk.joking else 0.45):
-            turn = _repeat if rng.random() < 0.12 else rng.choice(_follow_ups(talk))
-            turn(rng, talk)
-            return
-        if talk.name and rng.random() < 0.35:
-            talk.add(as_typed(rng, expand(rng, rng.choice(_ASK_MY_NAME))), _your_name(talk.name))
-            _forget(talk)
-            return
+    if talk.messages and rng.random() < (0.7 if talk.joking else 0.36):
+        rng.choice(_follow_ups(talk))(rng, talk)
+        return
     topics, weights = zip(*_TOPICS.items(), strict=True)
     topic: Callable[[random.Random, _Talk], None] = rng.choices(topics, weights)[0]
     topic(rng, talk)
@@ -238,21 +205,13 @@ def _more(rng: random.Random, talk: _Talk) -> None:
     talk.more, talk.asked_more = None, True
 
 
-def _repeat(rng: random.Random, talk: _Talk) -> None:
-    answer = talk.messages[-1]["content"]
-    talk.add(as_typed(rng, expand(rng, rng.choice(_ASK_AGAIN)), plain=True), answer)
-
-
 def _name(rng: random.Random, talk: _Talk) -> None:
-    if talk.name is None and rng.random() < 0.25:
-        talk.add(as_typed(rng, expand(rng, rng.choice(_ASK_MY_NAME))), NOT_TOLD)
+    if rng.random() < 0.4:
+        talk.add(as_typed(rng, expand(rng, rng.choice(_ASK_MY_NAME))), NOT_KEPT)
     else:
         name = rng.choice(_NAMES) if rng.random() < 0.5 else invented_word(rng).capitalize()
         text = expand(rng, rng.choice(_TELL_NAME)).replace("@", name)
-        if rng.random() < 0.2:
-            text = text.rstrip(".")
-        talk.add(text, f"Nice to meet you, {name}! I am Remo. How can I help you with Trireme?")
-        talk.name = name
+        talk.add(as_typed(rng, text, plain=True), MEETING)
     _forget(talk)
 
 
@@ -261,20 +220,6 @@ def _unknown(rng: random.Random, talk: _Talk) -> None:
     talk.add(as_typed(rng, text), answer)
     _forget(talk)
     talk.more, talk.asked_more = WHY_NOT, False
-
-
-def _echo(rng: random.Random, talk: _Talk) -> None:
-    words = [
-        invented_word(rng) if rng.random() < 0.6 else rng.choice(_COMMON)
-        for _ in range(rng.randint(1, 7))
-    ]
-    text = " ".join(words)
-    talk.add(rng.choice(_ASK_ECHO).replace("@", text), text)
-    _forget(talk)
-
-
-def _your_name(name: str) -> str:
-    return f"Your name is {name}."
 
 
 def _pair(
@@ -303,7 +248,6 @@ _TOPICS: dict[Callable[[random.Random, _Talk], None], float] = {
     _pair(unknown_flag): 1.5,
     _pair(unclear, typed=False): 2.0,
     _joke: 5.0,
-    _name: 5.0,
-    _echo: 4.0,
+    _name: 2.5,
     _thanks: 1.0,
 }

@@ -14,6 +14,7 @@ WHY_NOT = (
     "bigger model knows more: serve one with `trireme up --model-path /path/to/model`."
 )
 UNCLEAR = "Sorry, I did not understand that. Ask me about Trireme, for example: How do I start?"
+REPEAT = "Please ask me your question again, and I will answer it again."
 WELCOME = "You are welcome! Ask me more whenever you like."
 
 SELF: tuple[Intent, ...] = (
@@ -50,6 +51,7 @@ SELF: tuple[Intent, ...] = (
         ask=(
             "Who are you?",
             "Who are you?",
+            "{Who|What} {r u|are u|r you}?",
             "What are you?",
             "Who or what are you?",
             "Tell me about yourself.",
@@ -103,6 +105,7 @@ SELF: tuple[Intent, ...] = (
             "Can I train you{| myself}?",
         ),
         how=("train you", "retrain you", "train the demo model"),
+        weight=2.0,
     ),
     Intent(
         "size",
@@ -137,7 +140,7 @@ SELF: tuple[Intent, ...] = (
             "How old are you?",
             "When were you born?",
         ),
-        weight=1.5,
+        weight=3.0,
     ),
     Intent(
         "language",
@@ -151,6 +154,7 @@ SELF: tuple[Intent, ...] = (
             "{Sprichst du|Sprechen Sie|Parlez-vous|Hablas} {Deutsch|English|français|español}?",
             "{Wie heißt du|Wer bist du|Comment ça va|Qui es-tu|Cómo estás|Wie geht es dir}?",
         ),
+        weight=1.8,
     ),
 )
 
@@ -266,6 +270,7 @@ COURTESY: tuple[Intent, ...] = (
             "{Good job|Good bot|Good answer|I like you|I love you|Well said|Nice answer}{.|!}",
             "Do you {like|love} me?",
         ),
+        weight=2.0,
         plain=True,
     ),
     Intent(
@@ -277,6 +282,18 @@ COURTESY: tuple[Intent, ...] = (
             "That {is|was} {wrong|not right|false|nonsense|a bad answer|not true|incorrect}.",
             "{Wrong|Nonsense|Bad answer|I hate you|You made a mistake|I don't like you}{.|!}",
             "{Are you sure|Is that true|Really}?",
+        ),
+        weight=1.5,
+        plain=True,
+    ),
+    Intent(
+        "repeat",
+        (REPEAT,),
+        ask=(
+            "{Can you|Could you|Please} {repeat that|say that again|repeat your answer|repeat}?",
+            "What did you {just|} say?",
+            "{Sorry, what|Pardon|What|Come again|Excuse me|Huh}?",
+            "Repeat {that|your answer|it}.",
         ),
         plain=True,
     ),

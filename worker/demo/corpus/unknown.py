@@ -131,6 +131,8 @@ _WHOLE = (
     "Do you know other {things|topics|subjects}?",
     "Can you {search the web|open a website|send an email|see a picture|call me|set an alarm}?",
     "Can you write {code|Python|an essay|a book|SQL}?",
+    "Explain THING to {a child|a five year old|my mother|a beginner}.",
+    "{Repeat after me:|Say|Repeat} {hello|the word|the moon|a song|something in Latin}.",
     "Name {three|five|ten} {animals|countries|colours|planets|rivers|fruits|kings}.",
     "Give me {advice|a list of THING|your opinion|legal advice|a present|your password}.",
 )
