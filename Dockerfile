@@ -3,6 +3,7 @@
 #   docker build --target worker -t trireme-worker .   the same and what runs models
 # The worker takes torch from the default index; --build-arg TORCH_INDEX=… names another one,
 # such as PyTorch's own index of CPU builds, which makes the image several gigabytes smaller.
+# --build-arg EXTRAS=worker,quant adds what --load-8bit needs.
 
 FROM python:3.12-slim AS base
 ENV PYTHONDONTWRITEBYTECODE=1 \
@@ -24,13 +25,14 @@ RUN pip install --no-cache-dir -c constraints.txt .
 
 FROM base AS build-worker
 ARG TORCH_INDEX=""
+ARG EXTRAS=worker
 WORKDIR /src
 COPY constraints.txt .
 RUN python -m venv /opt/trireme \
     && grep '^torch==' constraints.txt > torch.txt \
     && pip install --no-cache-dir ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -r torch.txt
 COPY . .
-RUN pip install --no-cache-dir -c constraints.txt '.[worker,quant]'
+RUN pip install --no-cache-dir -c constraints.txt ".[$EXTRAS]"
 
 FROM base AS edge
 COPY --from=build-edge /opt/trireme /opt/trireme

@@ -43,6 +43,7 @@ bench: $(VENV)/.installed ## measure tokens/s and latency (ARGS='--help' for the
 	@$(BIN)/python -m benchmarks.throughput $(ARGS)
 
 constraints: $(VENV)/.installed-dev ## write constraints.txt anew from what is installed
+	@$(PIP) -e '.[worker,quant,dev]'
 	@sed -n '/^#/p' constraints.txt > $(VENV)/constraints.new
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude pip --exclude trireme \
 		| sed 's/+[a-z0-9.]*$$//' >> $(VENV)/constraints.new
@@ -65,10 +66,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "==> installing $(TORCH) (the largest download; once)"
 	@$(PIP_TORCH)
 	@echo "==> installing Trireme and what a worker needs"
-	@$(PIP) -e '.[worker,quant]'
+	@$(PIP) -e '.[worker]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "==> installing the tools for development"
-	@$(PIP) -e '.[worker,quant,dev]'
+	@$(PIP) -e '.[worker,dev]'
 	@touch $@
