@@ -12,7 +12,9 @@ import hashlib
 import heapq
 import itertools
 import math
+import struct
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -166,7 +168,11 @@ class SimEngine:
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
         """Deterministic vectors: the mean of one vector a token."""
         await asyncio.sleep(self._options.ttft_s)
-        return [_embedding(ids) for ids in inputs]
+        vectors = []
+        for ids in inputs:
+            vectors.append(_embedding(ids))
+            await asyncio.sleep(0)  # inputs can be many, and heartbeats go on
+        return vectors
 
     def load(self) -> EngineLoad:
         """The load now."""
@@ -307,7 +313,7 @@ def _key(job: Job, index: int) -> bytes:
     """What the tokens of a choice depend on."""
     params = job.params
     seed, choice = (0, 0) if params.temperature == 0 else (params.seed, index)
-    prompt = b"".join(token_id.to_bytes(4, "little") for token_id in job.prompt_ids)
+    prompt = struct.pack(f"<{len(job.prompt_ids)}I", *job.prompt_ids)
     return hashlib.blake2b(prompt + f"|{seed}|{choice}".encode(), digest_size=32).digest()
 
 
@@ -349,7 +355,7 @@ def _prompt_logprobs(job: Job) -> list[RawLogprob]:
 
 def _embedding(ids: list[int]) -> list[float]:
     total = [0.0] * EMBEDDING_SIZE
-    for token_id in ids:
+    for token_id, count in sorted(Counter(ids).items()):
         raw = hashlib.shake_128(token_id.to_bytes(4, "little")).digest(EMBEDDING_SIZE)
-        total = [value + byte / 127.5 - 1 for value, byte in zip(total, raw, strict=True)]
+        total = [value + count * (byte / 127.5 - 1) for value, byte in zip(total, raw, strict=True)]
     return [value / len(ids) for value in total]

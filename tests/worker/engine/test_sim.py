@@ -208,6 +208,23 @@ async def test_the_step_counter_moves_while_busy() -> None:
     assert (load.prompt_tokens, load.generation_tokens) == (len(PROMPT), 5)
 
 
+async def test_many_embeddings_leave_the_loop_to_others() -> None:
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    async with engine() as sim:
+        counting = asyncio.create_task(others())
+        vectors = await sim.embed([[1, 2, 3] * 1000] * 50)
+        counting.cancel()
+    assert len(vectors) == 50
+    assert turns >= 50
+
+
 async def test_embeddings_are_deterministic_and_of_one_size() -> None:
     async with engine() as sim:
         first = await sim.embed([[1, 2, 3], [4]])
