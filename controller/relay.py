@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import ssl
 from collections.abc import AsyncIterator
 from typing import Final
 
@@ -44,7 +45,11 @@ class Relay:
             headers[b"authorization"] = b"Bearer " + token.encode("utf-8", "surrogateescape")
         self._headers = headers
         self._metrics = metrics
-        self._client = httpx.AsyncClient(timeout=TIMEOUT, limits=LIMITS, trust_env=False)
+        # the context reads SSL_CERT_FILE, which `trust_env=False` would have httpx ignore
+        trusted = ssl.create_default_context()
+        self._client = httpx.AsyncClient(
+            timeout=TIMEOUT, limits=LIMITS, verify=trusted, trust_env=False
+        )
 
     async def close(self) -> None:
         """Close the pooled connections."""
