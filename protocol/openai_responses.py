@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Any, Literal
 
+import shortuuid
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -131,7 +131,7 @@ class EmbeddingsResponse(_Answer):
 
 
 class ModelPermission(_Answer):
-    id: str = Field(default_factory=lambda: "modelperm-" + secrets.token_hex(11))
+    id: str = Field(default_factory=lambda: "modelperm-" + shortuuid.random())
     object: Literal["model_permission"] = "model_permission"
     created: int = 0
     allow_create_engine: bool = False

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import shortuuid
 from openai.types import CreateEmbeddingResponse, Model
 from pydantic import BaseModel, ValidationError
 
@@ -75,8 +76,10 @@ def test_a_model_card_is_the_seeds_and_openais() -> None:
         "max_model_len",
     }
     (permission,) = card["permission"]
-    assert permission["id"].startswith("modelperm-")
-    assert len(permission["id"]) == len("modelperm-") + 22
+    prefix, _, unique = permission["id"].partition("-")
+    assert prefix == "modelperm"
+    assert len(unique) == 22
+    assert set(unique) <= set(shortuuid.get_alphabet())
     assert permission["organization"] == "*"
     assert ModelList().model_dump() == {"object": "list", "data": []}
 
