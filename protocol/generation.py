@@ -1,7 +1,7 @@
 """The native generation wire: one typed request, then a stream of typed events.
 
 `Started` (or `Failed`) is always the first event: it decides the HTTP status at the gateway.
-Then `Prompt` at most once, `Delta`s, and exactly one terminal event: `Done` or `Failed`.
+Then `Prompt` where it was asked for, `Delta`s, and exactly one terminal event: `Done` or `Failed`.
 On the wire an event is one JSON object a line, tagged by `kind`.
 """
 
@@ -193,7 +193,11 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """The prompt's own text, ids and log probabilities: with `echo` or `prompt_logprobs` only."""
+    """The prompt's own text, ids and log probabilities: with `echo` or `prompt_logprobs` only.
+
+    A prompt with log probabilities comes in pieces: the ids and log probabilities of each follow
+    those of the one before, and the first has the text.
+    """
 
     kind: ClassVar[str] = "prompt"
     ids: list[int]

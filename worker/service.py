@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -39,6 +39,7 @@ from worker.text.templates import RenderOptions
 log = logging.getLogger(__name__)
 
 _THREAD_ABOVE_CHARS = 8192
+_PROMPT_PIECE = 256
 
 
 class Service:
@@ -272,7 +273,9 @@ class _Run:
                 if output is None:
                     raise TriremeError("engine_dead", "The engine ended a request too early.")
                 if isinstance(output, PromptOutput):
-                    yield self._prompt_event(output)
+                    for piece in self._prompt_events(output):
+                        yield piece
+                        await asyncio.sleep(0)
                     continue
                 choice = self._choices[output.index]
                 before = choice.finish, choice.num_tokens
@@ -295,10 +298,16 @@ class _Run:
             cached_tokens=self._cached_tokens,
         )
 
-    def _prompt_event(self, output: PromptOutput) -> Prompt:
-        tokenizer = self._ready.text.tokenizer
-        logprobs = [readable(raw, tokenizer) for raw in output.logprobs]
-        return Prompt(self._prompt.ids, self._prompt.text, logprobs)
+    def _prompt_events(self, output: PromptOutput) -> Iterator[Prompt]:
+        """The prompt in pieces, so that no long one holds up an event loop; the first has the text.
+
+        Each is made when it is asked for.
+        """
+        tokenizer, ids, text = self._ready.text.tokenizer, self._prompt.ids, self._prompt.text
+        for at in range(0, len(ids), _PROMPT_PIECE):
+            piece = slice(at, at + _PROMPT_PIECE)
+            logprobs = [readable(raw, tokenizer) for raw in output.logprobs[piece]]
+            yield Prompt(ids[piece], "" if at else text, logprobs)
 
     def _observe(self, index: int, num_tokens: int) -> None:
         now, last = time.monotonic(), self._last_token_at[index]

@@ -80,6 +80,18 @@ async def test_echo_and_prompt_logprobs_send_the_prompt_once(worker: Any) -> Non
     assert len(prompt.logprobs[1].top) == 2
 
 
+async def test_a_long_scored_prompt_comes_in_pieces(worker: Any) -> None:
+    text = "abcdefghi " * 100
+    events = await worker.events(prompt=text, sampling={"max_tokens": 1, "prompt_logprobs": 1})
+    pieces = [e for e in events if isinstance(e, Prompt)]
+    assert len(pieces) > 1
+    assert [piece.text for piece in pieces] == [text] + [""] * (len(pieces) - 1)
+    assert [i for piece in pieces for i in piece.ids] == list(text.encode())
+    logprobs = [one for piece in pieces for one in piece.logprobs or []]
+    assert "".join(one.token for one in logprobs) == text
+    assert [one.logprob is None for one in logprobs] == [True] + [False] * (len(text) - 1)
+
+
 async def test_logprobs_are_one_a_token(worker: Any) -> None:
     events = await worker.events(prompt="hi", sampling={"logprobs": 3})
     for delta in (e for e in events if isinstance(e, Delta)):
