@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from protocol.generation import TokenLogprob
 
 FLOOR = -9999.0
 """What stands for a log probability that JSON cannot carry, as OpenAI and vLLM send it."""
+
+
+_UTF8: Final = codecs.getincrementaldecoder("utf-8")
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprob], *, as_ids: bool) -> dict[str, Any]:
@@ -26,6 +30,7 @@ class LegacyLogprobs:
     def __init__(self, *, as_ids: bool) -> None:
         self._as_ids = as_ids
         self._offset = 0
+        self._characters = _UTF8("replace")
 
     def skip(self, text: str) -> None:
         """Text that comes without log probabilities."""
@@ -36,7 +41,8 @@ class LegacyLogprobs:
         offsets = []
         for one in tokens:
             offsets.append(self._offset)
-            self._offset += len(one.token)
+            # a token may be part of a character, which counts when its last byte is there
+            self._offset += len(self._characters.decode(bytes(one.bytes)))
         return {
             "text_offset": offsets,
             "token_logprobs": [None if t.logprob is None else _value(t) for t in tokens],

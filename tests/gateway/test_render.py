@@ -185,6 +185,22 @@ def test_a_completion_has_the_legacy_arrays() -> None:
     }
 
 
+def test_tokens_within_a_character_have_its_offset() -> None:
+    parts = [TokenLogprob(i, "\ufffd", [byte], -0.5) for i, byte in enumerate("🦊".encode())]
+    events: list[Event] = [
+        STARTED,
+        Delta(0, 0, [0, 1, 2, 3], "🦊", parts),
+        delta("lo", 4, logprobs=[logprob(8, "lo", 0)], finish_reason="stop"),
+        Done(5, 5),
+    ]
+    for found in (
+        [whole(CompletionRenderer(HEAD, logprobs=True), events)],
+        frames(CompletionRenderer(HEAD, logprobs=True), events),
+    ):
+        offsets = [at for one in found for at in one["choices"][0]["logprobs"]["text_offset"]]
+        assert offsets == [0, 0, 0, 0, 1]
+
+
 def test_streamed_arrays_are_increments() -> None:
     found = frames(CompletionRenderer(HEAD, logprobs=True), LOGGED)
     assert [f["choices"][0]["text"] for f in found] == ["Hel", "lo"]
@@ -222,6 +238,18 @@ def test_prompt_logprobs_are_shown_without_the_prompt() -> None:
         whole(ChatRenderer(HEAD, prompt_logprobs=True), ECHOED)["prompt_logprobs"]
         == (choice["prompt_logprobs"])
     )
+
+
+def test_a_prompt_in_pieces_is_one_prompt() -> None:
+    whole_prompt = ECHOED[1]
+    assert isinstance(whole_prompt, Prompt)
+    assert whole_prompt.logprobs is not None
+    first, second = whole_prompt.logprobs
+    pieces = [Prompt([1], "Ask", [first]), Prompt([2], "", [second])]
+    events: list[Event] = [STARTED, *pieces, *LOGGED[1:]]
+    for options in ({"echo": True, "logprobs": True}, {"prompt_logprobs": True}):
+        found = whole(CompletionRenderer(HEAD, **options), events)
+        assert found == whole(CompletionRenderer(HEAD, **options), ECHOED)
 
 
 def test_choices_of_many_prompts_are_numbered_through_and_counted_once() -> None:
