@@ -95,6 +95,17 @@ def test_bad_arguments_are_one_line_that_names_them(
     assert all(part in line for part in parts)
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [("--cluster-token", ""), ("--cluster-token=",), ("--model-names", " "), ("--model-names=",)],
+)
+def test_a_flag_with_an_empty_value_is_refused(
+    capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]
+) -> None:
+    flag = argv[0].rstrip("=")
+    assert f"{flag} is empty" in refused(capsys, "--port", "1", *argv)
+
+
 def test_a_bad_environment_is_one_line_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -142,10 +142,21 @@ def is_loopback(host: str) -> bool:
 _Settings = TypeVar("_Settings", bound=TierSettings)
 
 
+def _refuse_empty_values(args: Sequence[str]) -> None:
+    """`--api-keys "$KEYS"` with an unset variable must not start an open gateway."""
+    for before, arg in zip(["", *args], args, strict=False):
+        flag, _, value = arg.partition("=")
+        if flag.startswith("--") and "=" in arg and not value.strip():
+            raise SettingsError(f"{flag} is empty")
+        if before.startswith("--") and "=" not in before and not arg.strip():
+            raise SettingsError(f"{before} is empty")
+
+
 def load_settings(cls: type[_Settings], argv: Sequence[str] | None = None) -> _Settings:
     """Settings from flags and environment; bad ones end the process with one line and code 2."""
     try:
         args = list(sys.argv[1:] if argv is None else argv)
+        _refuse_empty_values(args)
         return cls(_cli_parse_args=args)
     except ValidationError as error:
         first = error.errors()[0]
