@@ -15,12 +15,19 @@ from worker.engine.protocol import ModelLoadError
 from worker.engine.registry import ENGINES, EngineKind
 
 _URL = re.compile(r"https?://[^\s/@?#]+")
+_DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu|npu)(:\d+)?")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def _known_engine(name: str) -> str:
     if name not in ENGINES:
         raise ValueError(f"no engine {name!r}; choose from {', '.join(ENGINES)}")
+    return name
+
+
+def _device_name(name: str) -> str:
+    if not _DEVICE.fullmatch(name):
+        raise ValueError(f"no device {name!r}; give auto, cpu, mps, cuda, xpu or npu, or cuda:1")
     return name
 
 
@@ -86,7 +93,9 @@ class Settings(TierSettings):
         None, description="file with a Jinja chat template to use instead of the model's own"
     )
 
-    device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes the best")
+    device: Annotated[str, AfterValidator(_device_name)] = Field(
+        "auto", description="cpu, cuda, cuda:1, ...; auto takes the best"
+    )
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
         "auto", description="type of the weights; auto takes the checkpoint's"
     )

@@ -35,6 +35,21 @@ def test_flags_are_read() -> None:
     assert settings.gpus == "0,1"
 
 
+@pytest.mark.parametrize("name", ["auto", "cpu", "cuda", "cuda:1", "mps", "xpu:0"])
+def test_devices_that_there_are(name: str) -> None:
+    assert load("--device", name).device == name
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "CPU"])
+def test_a_device_that_there_is_not_is_a_bad_argument(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load("--device", name)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_auto_is_no_limit() -> None:
     assert load("--limit-worker-concurrency", "auto").limit_worker_concurrency is None
 
