@@ -64,6 +64,24 @@ def test_the_table_shows_workers_models_and_load(serve: Serve, trireme: Trireme)
     assert "has just started" in shown.stdout
 
 
+def test_a_narrow_terminal_gets_fewer_columns(
+    serve: Serve, command_environment: dict[str, str]
+) -> None:
+    url = controller(serve)
+    fill(url)
+    shown = subprocess.run(
+        [sys.executable, "-m", "trireme.cli", "status", "--controller-address", url],
+        env=command_environment | {"COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert max(map(len, shown.splitlines())) <= 80
+    [row] = [line for line in shown.splitlines() if "10.0.0.7:21002" in line and "first" in line]
+    cells = [cell.strip() for cell in row.split("│")[1:-1]]
+    assert cells == ["10.0.0.7:21002", "first", "ready", "131,072", "3/64", "12", "25%", "1,234"]
+
+
 def test_an_empty_fleet_says_so(serve: Serve, trireme: Trireme) -> None:
     shown = trireme("status", "--controller-address", controller(serve))
     assert shown.returncode == 0

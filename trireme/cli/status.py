@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Final
@@ -15,6 +16,11 @@ from rich.text import Text
 from trireme.cli.fleet_api import FleetError, ListedFleet, ListedWorker, read_fleet
 
 REFRESH_S: Final = 1.0
+WIDE: Final = 110
+"""Columns of a terminal that shows the whole table; a narrower one leaves out `_WIDE_ONLY`."""
+_WIDE_ONLY: Final = frozenset({"Worker", "Engine", "Heard", "Age"})
+_TEXTS: Final = ("Worker", "Address", "Model", "State", "Engine")
+_NUMBERS: Final = ("Context", "Running", "Waiting", "KV use", "Tokens/s", "Heard", "Age")
 _STATE_STYLES: Final = {"ready": "green", "starting": "cyan", "draining": "yellow", "failed": "red"}
 
 
@@ -29,7 +35,7 @@ def show_status(client: httpx.Client, console: Console, *, as_json: bool, watch:
         else:
             with Live(console=console, auto_refresh=False, screen=False) as live:
                 for fleet in _again_and_again(client):
-                    live.update(table(fleet), refresh=True)
+                    live.update(table(fleet, console.width), refresh=True)
     except FleetError as error:
         Console(stderr=True).print(Text.assemble(("✗", "bold red"), f" {error}"), soft_wrap=True)
         return 1
@@ -38,28 +44,31 @@ def show_status(client: httpx.Client, console: Console, *, as_json: bool, watch:
     return 0
 
 
-def table(fleet: ListedFleet) -> Table:
-    """One row for each model of each worker."""
+def table(fleet: ListedFleet, width: int = WIDE) -> Table:
+    """One row for each model of each worker, for a terminal of `width` columns."""
     title = None if fleet.complete else "the controller has just started: more may come"
     drawn = Table(caption=title, header_style="bold")
-    for column in ("Worker", "Address", "Model", "State", "Engine"):
-        drawn.add_column(column, overflow="fold")
-    for column in ("Context", "Running", "Waiting", "KV use", "Tokens/s", "Heard", "Age"):
-        drawn.add_column(column, justify="right", no_wrap=True)
+    shown = [width >= WIDE or name not in _WIDE_ONLY for name in (*_TEXTS, *_NUMBERS)]
+    for name in itertools.compress(_TEXTS, shown):
+        drawn.add_column(name, overflow="fold", min_width=len(name))
+    for name in itertools.compress(_NUMBERS, shown[len(_TEXTS) :]):
+        drawn.add_column(name, justify="right", no_wrap=True)
     for worker in sorted(fleet.workers, key=lambda each: each.address):
         for number, model in enumerate(worker.models):
             first = number == 0
-            drawn.add_row(
+            address = worker.address if width >= WIDE else worker.address.partition("://")[2]
+            cells: tuple[Text | str, ...] = (
                 Text(_short_id(worker) if first else ""),
-                Text(worker.address if first else ""),
+                Text(address if first else ""),
                 Text(model.name),
                 _state(worker),
                 Text(model.engine or ("FastChat" if worker.wire == "fastchat" else "")),
                 f"{model.context_length:,}" if model.context_length else "?",
                 *(_load(worker) if first else ("",) * 6),
             )
+            drawn.add_row(*itertools.compress(cells, shown))
     if not fleet.workers:
-        drawn.add_row("no worker is registered", *("",) * 11)
+        drawn.caption = "no worker is registered"
     return drawn
 
 
@@ -89,7 +98,7 @@ def _print(fleet: ListedFleet, console: Console, as_json: bool) -> None:
         console.file.write(fleet.model_dump_json() + "\n")
         console.file.flush()
     else:
-        console.print(table(fleet))
+        console.print(table(fleet, console.width))
 
 
 def _short_id(worker: ListedWorker) -> str:
