@@ -36,6 +36,8 @@ from worker.text.words import END_ID, FIRST_WORD_ID, WordTokenizer
 EMBEDDING_SIZE = 64
 DEFAULT_CONTEXT_LENGTH = 32768
 _TICK_S = 0.001
+_UNREAD_ITEMS = 256
+_UNREAD_PAUSE_S = 0.005
 _NUM_WORDS = WordTokenizer.vocab_size - FIRST_WORD_ID
 
 
@@ -251,11 +253,16 @@ class SimEngine:
         if not live:
             return
         self._step += 1
+        emitted = 0
         for sequence in live:
-            self._emit(sequence)
-        self._generation_tokens += len(live)
+            if sequence.channel.items.qsize() >= _UNREAD_ITEMS:  # its reader is slow or stuck
+                self._schedule(sequence, now + _UNREAD_PAUSE_S)
+            else:
+                self._emit(sequence)
+                emitted += 1
+        self._generation_tokens += emitted
         if self._last_emit is not None:
-            self._decode_rate.add(len(live), now - self._last_emit)
+            self._decode_rate.add(emitted, now - self._last_emit)
         self._last_emit = now if self._heap else None
 
     def _emit(self, sequence: _Sequence) -> None:

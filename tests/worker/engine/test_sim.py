@@ -208,6 +208,19 @@ async def test_the_step_counter_moves_while_busy() -> None:
     assert (load.prompt_tokens, load.generation_tokens) == (len(PROMPT), 5)
 
 
+async def test_a_reader_that_is_stuck_holds_its_own_tokens_back_only() -> None:
+    endless = SequenceParams(max_tokens=5000)
+    async with engine() as sim:
+        stuck = sim.submit(job(endless, "stuck"))
+        assert await anext(stuck)
+        outputs = await collect(sim, job(endless, "other"))
+        assert len(outputs) == 5000
+        assert sim.load().generation_tokens < 5000 + 500
+        async with aclosing(stuck):
+            rest = [output async for output in stuck if isinstance(output, StepOutput)]
+    assert [output.pos for output in rest] == list(range(1, 5000))
+
+
 async def test_many_embeddings_leave_the_loop_to_others() -> None:
     turns = 0
 
