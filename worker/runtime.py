@@ -21,6 +21,7 @@ from worker.admission import Admission
 from worker.config import Settings
 from worker.engine.protocol import Engine, EngineInfo, EngineLoad, ModelLoadError
 from worker.text.prompt import TextModel
+from worker.text.templates import NamedTemplate
 
 log = logging.getLogger(__name__)
 
@@ -247,6 +248,8 @@ class Runtime:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
         serving_since = self._serve(self._engine, text)
+        if isinstance(text.template, NamedTemplate) and not self.settings.conv_template:
+            log.info("the model has no chat template: using plain User:/Assistant: lines")
         while True:
             reason = await self._engine.wait_dead()
             if self._clock() - serving_since > _HEALTHY_S:

@@ -67,6 +67,15 @@ def test_a_truncated_model_exits_3(model: Path) -> None:
     assert "broken safetensors file" in last_line(result)
 
 
+def test_the_reason_is_the_only_line_also_without_a_chat_template(model: Path) -> None:
+    (model / "chat_template.jinja").unlink()
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    result = launch("worker", "--no-register", "--model-path", str(model))
+    assert result.returncode == 3
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
 def test_a_folder_of_pickled_weights_exits_3(model: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     result = launch("worker", "--no-register", "--model-path", str(model))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,6 @@ from protocol import conversation as conversations
 from protocol.conversation import Conversation
 from protocol.errors import TriremeError, quoted
 from worker.engine.protocol import ModelLoadError
-
-log = logging.getLogger(__name__)
 
 RESERVED_NAMES = frozenset(
     {
@@ -188,7 +185,6 @@ def choose_template(
             raise ModelLoadError(f"--chat-template {chat_template}: {_line(error)}") from error
     if pretrained is not None and pretrained.chat_template:
         return JinjaTemplate(pretrained)
-    log.info("the model has no chat template: using plain User:/Assistant: lines")
     return NamedTemplate(conversations.plain())
 
 
