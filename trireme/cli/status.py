@@ -20,7 +20,7 @@ WIDE: Final = 110
 """Columns of a terminal that shows the whole table; a narrower one leaves out `_WIDE_ONLY`."""
 _WIDE_ONLY: Final = frozenset({"Worker", "Engine", "Heard", "Age"})
 _TEXTS: Final = ("Worker", "Address", "Model", "State", "Engine")
-_NUMBERS: Final = ("Context", "Running", "Waiting", "KV use", "Tokens/s", "Heard", "Age")
+_NUMBERS: Final = ("Context", "Run", "Wait", "KV", "Tok/s", "Heard", "Age")
 _STATE_STYLES: Final = {"ready": "green", "starting": "cyan", "draining": "yellow", "failed": "red"}
 
 
