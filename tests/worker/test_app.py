@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+from importlib import metadata
 from typing import Any
 
 import pytest
 
 from protocol.errors import TriremeError
 from protocol.generation import Done, Failed
+from worker.config import Settings
 from worker.engine.registry import ENGINES
 from worker.engine.sim import SimEngine
 
@@ -204,6 +206,19 @@ async def test_a_model_that_cannot_be_loaded_asks_for_exit_3(
     await worker.until(lambda: worker.exit_request.code is not None)
     assert worker.exit_request.code == 3
     assert worker.exit_request.reason == "python -m worker: weights are truncated"
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from worker.engine.protocol import ModelLoadError
+
+    def version(package: str) -> str:
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, "version", version)
+    with pytest.raises(ModelLoadError, match="needs torch: install Trireme with its extra"):
+        ENGINES["paged"].build(Settings(_cli_parse_args=[]))
 
 
 def test_the_engines_are_those_of_the_flag() -> None:

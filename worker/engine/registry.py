@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from worker.engine.protocol import Engine
+from worker.engine.protocol import Engine, ModelLoadError
 
 if TYPE_CHECKING:
     from worker.config import Settings
@@ -37,6 +38,7 @@ def _process(name: str) -> EngineKind:
     def build(settings: Settings) -> Engine:
         from worker.engine.process import EngineConfig, EngineProcess
 
+        _require_packages(name, "torch", "transformers", "accelerate")
         return EngineProcess(
             EngineConfig(
                 engine=name,
@@ -70,6 +72,18 @@ def _process(name: str) -> EngineKind:
         )
 
     return EngineKind(build, load_text)
+
+
+def _require_packages(engine: str, *packages: str) -> None:
+    """Raises `ModelLoadError` when one is not installed; asked by metadata, nothing is imported."""
+    for package in packages:
+        try:
+            metadata.version(package)
+        except metadata.PackageNotFoundError:
+            raise ModelLoadError(
+                f"the engine {engine!r} needs {package}: install Trireme with its extra `worker`, "
+                "or take --engine sim"
+            ) from None
 
 
 def _sim() -> EngineKind:

@@ -233,7 +233,9 @@ def _int8() -> Any:
     try:
         from torchao.quantization import Int8WeightOnlyConfig
     except ImportError as error:
-        raise ModelLoadError("--load-8bit needs torchao: pip install 'trireme[quant]'") from error
+        raise ModelLoadError(
+            "--load-8bit needs torchao: install Trireme's extra `quant`"
+        ) from error
     from transformers import TorchAoConfig
 
     return TorchAoConfig(Int8WeightOnlyConfig())
