@@ -11,13 +11,13 @@ from collections.abc import AsyncIterator, Callable
 from fastapi import FastAPI
 
 from controller.config import ControllerSettings
-from controller.edge import TokenGuard, install_error_handlers
 from controller.fastchat import fastchat_router
 from controller.fleet import Fleet
 from controller.native import native_router
 from controller.relay import Relay
 from protocol import __version__
 from trireme.service.auth import TokenSet
+from trireme.service.control import TokenGuard, install_error_handlers
 from trireme.service.health import health_router
 
 
@@ -54,7 +54,7 @@ def create_app(
     app = FastAPI(title="Trireme controller", version=__version__, lifespan=lifespan)
     app.state.drain = drain
     app.add_middleware(TokenGuard, tokens=TokenSet([settings.cluster_token]))
-    install_error_handlers(app)
+    install_error_handlers(app, "controller")
     app.include_router(
         health_router(
             "controller",

@@ -14,14 +14,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from controller.addresses import check_address
-from controller.edge import MAX_GENERATE_BODY_BYTES, parse, parse_body, read_body
 from controller.fleet import Fleet
 from controller.native import peer_of
 from controller.relay import Relay, error_frame
 from protocol.errors import ErrorCode, TriremeError
 from protocol.fastchat import HeartBeat, ModelQuery, RegisterWorker, WorkerStatus, base_url
 from protocol.fleet import ModelRecord, WorkerRecord
+from trireme.service.control import parse, parse_body, read_body
 
+MAX_GENERATE_BODY_BYTES: Final = 4 * 1024 * 1024
 LEASE_S: Final = 90.0
 """FastChat workers beat every 45 s; its own controller drops them after 90 s."""
 

@@ -12,11 +12,11 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from controller.addresses import check_address
-from controller.edge import parse_body
 from controller.fleet import Fleet
 from controller.registry import Entry
 from protocol.errors import TriremeError
 from protocol.fleet import HeartbeatAnswer, WorkerRecord
+from trireme.service.control import parse_body
 
 InstanceId = Annotated[str, Path(min_length=1, max_length=256)]
 

@@ -10,11 +10,12 @@ from fastapi import FastAPI
 
 from protocol import __version__
 from trireme.service.auth import TokenSet
+from trireme.service.control import TokenGuard, install_error_handlers
 from trireme.service.health import health_router
 from trireme.service.server import ExitRequest
 from worker import fastchat, native
 from worker.config import Settings
-from worker.edge import TokenGuard, document_bodies, install_error_handlers
+from worker.edge import document_bodies
 from worker.metrics import Metrics
 from worker.registration import Registrar, Reporter
 from worker.runtime import Runtime
@@ -60,7 +61,7 @@ def create_app(settings: Settings, *, address: str, exit_request: ExitRequest) -
 
     app = FastAPI(title="Trireme worker", version=__version__, lifespan=lifespan)
     app.add_middleware(TokenGuard, tokens=TokenSet([settings.cluster_token]))
-    install_error_handlers(app)
+    install_error_handlers(app, "worker")
     app.include_router(health_router("worker", runtime.not_ready, metrics.registry))
     app.include_router(native.native_router(service, reporter.record))
     app.include_router(fastchat.fastchat_router(service, runtime))

@@ -1,4 +1,4 @@
-"""The worker's HTTP edge: token, body limits, parsing once, errors as JSON, streams that close.
+"""The worker's HTTP edge: streams that close, work that ends when its client leaves, limits.
 
 `Streamed` owns the generator that it sends: it closes it when the client leaves, before the first
 byte too, and when the client stops reading.
@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, ValidationError
+from fastapi.responses import Response
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
-from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from protocol.errors import TriremeError, quoted
-from trireme.service.auth import TokenSet, bearer
-from trireme.service.health import HEALTH_PATHS
+from protocol.errors import TriremeError
 
 log = logging.getLogger(__name__)
 
@@ -31,105 +27,7 @@ SEND_TIMEOUT_S: Final = 30.0
 
 _SCHEMA_PATH: Final = "#/components/schemas/{model}"
 
-_Model = TypeVar("_Model", bound=BaseModel)
 _Item = TypeVar("_Item")
-
-
-class TokenGuard:
-    """Answers 401 on every path but the health ones, before a body is read.
-
-    Args:
-        tokens: an empty set lets everybody in.
-    """
-
-    def __init__(self, app: ASGIApp, tokens: TokenSet) -> None:
-        self._app = app
-        self._tokens = tokens
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refused = self._refusal(scope) if scope["type"] == "http" else None
-        if refused is None:
-            await self._app(scope, receive, send)
-        else:
-            await error_response(refused)(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> TriremeError | None:
-        if scope["path"] in HEALTH_PATHS:
-            return None
-        header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        token = bearer(header.decode("utf-8", "surrogateescape"))
-        if self._tokens.accepts(token):
-            return None
-        if token is None:
-            return TriremeError("missing_api_key", "Give the cluster token as a bearer token.")
-        return TriremeError("invalid_api_key", "The cluster token is wrong.")
-
-
-async def parse_body(request: Request, model: type[_Model]) -> _Model:
-    """The request's body as `model`, whatever its content type says (as FastChat reads it).
-
-    Raises:
-        TriremeError: `request_too_large`, `invalid_body` for what is no JSON object,
-            `missing_required_parameter` or `invalid_value` for a field at fault.
-    """
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise TriremeError(
-                "request_too_large",
-                f"The request body exceeds the limit of {MAX_BODY_BYTES} bytes.",
-            )
-    try:
-        return model.model_validate_json(bytes(body))
-    except ValidationError as error:
-        raise invalid(error) from error
-
-
-def invalid(error: ValidationError) -> TriremeError:
-    """The first thing that a schema found wrong."""
-    first = error.errors(include_url=False)[0]
-    param = ".".join(str(part) for part in first["loc"]) or None
-    if param is None:
-        return TriremeError("invalid_body", f"The body is not a valid object: {first['msg']}.")
-    if first["type"] == "missing":
-        return TriremeError("missing_required_parameter", f"{param} is required.", param=param)
-    message = f"{param}: {first['msg']} (given {quoted(first['input'])})."
-    return TriremeError("invalid_value", message, param=param)
-
-
-def error_response(error: TriremeError) -> JSONResponse:
-    """An error as `{"error": {code, message, param, retry_after_s}}` with its true status."""
-    headers = {}
-    if error.retry_after_s is not None:
-        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-    if error.spec.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(
-        {"error": error.to_wire()}, status_code=error.spec.status, headers=headers or None
-    )
-
-
-def install_error_handlers(app: FastAPI) -> None:
-    """Render every failure of a route as `error_response` does."""
-
-    @app.exception_handler(TriremeError)
-    async def known(_request: Request, error: TriremeError) -> JSONResponse:
-        return error_response(error)
-
-    @app.exception_handler(HTTPException)
-    async def no_route(_request: Request, error: HTTPException) -> JSONResponse:
-        if error.status_code == 405:
-            known_error = TriremeError("method_not_supported", "The route has no such method.")
-        elif error.status_code == 404:
-            known_error = TriremeError("unknown_url", "There is no such route.")
-        else:
-            known_error = TriremeError("invalid_request", str(error.detail))
-        return error_response(known_error)
-
-    @app.exception_handler(Exception)
-    async def unexpected(_request: Request, _error: Exception) -> JSONResponse:
-        return error_response(TriremeError("internal_error", "The worker failed; see its log."))
 
 
 class Streamed(Response, Generic[_Item]):

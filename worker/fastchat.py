@@ -41,8 +41,9 @@ from protocol.generation import (
     TokenizeRequest,
     TokenLogprob,
 )
+from trireme.service.control import invalid, parse_body
 from worker.checks import Manner
-from worker.edge import Streamed, body_schema, invalid, parse_body, while_connected
+from worker.edge import MAX_BODY_BYTES, Streamed, body_schema, while_connected
 from worker.runtime import Ready, Runtime
 from worker.service import Service
 
@@ -75,12 +76,12 @@ def fastchat_router(service: Service, runtime: Runtime) -> APIRouter:
 
     @router.post("/worker_generate_stream", openapi_extra=body_schema(GenerateParams))
     async def generate_stream(request: Request) -> Response:
-        params = await parse_body(request, GenerateParams)
+        params = await parse_body(request, GenerateParams, MAX_BODY_BYTES)
         return Streamed(frames(params), _framed, "application/octet-stream")
 
     @router.post("/worker_generate", openapi_extra=body_schema(GenerateParams))
     async def generate(request: Request) -> Response:
-        params = await parse_body(request, GenerateParams)
+        params = await parse_body(request, GenerateParams, MAX_BODY_BYTES)
 
         async def last() -> Frame:
             latest: Frame = {}
@@ -93,7 +94,7 @@ def fastchat_router(service: Service, runtime: Runtime) -> APIRouter:
 
     @router.post("/worker_get_embeddings", openapi_extra=body_schema(GetEmbeddings))
     async def get_embeddings(request: Request) -> Response:
-        params = await parse_body(request, GetEmbeddings)
+        params = await parse_body(request, GetEmbeddings, MAX_BODY_BYTES)
         try:
             answer = await while_connected(request, _embeddings(params, served, service))
         except TriremeError as error:
@@ -106,7 +107,7 @@ def fastchat_router(service: Service, runtime: Runtime) -> APIRouter:
 
     @router.post("/count_token", openapi_extra=body_schema(CountToken))
     async def count_token(request: Request) -> Response:
-        params = await parse_body(request, CountToken)
+        params = await parse_body(request, CountToken, MAX_BODY_BYTES)
         try:
             found = await service.tokenize(TokenizeRequest(model=served, prompt=params.prompt))
         except TriremeError as error:

@@ -24,8 +24,9 @@ from protocol.generation import (
     TokenizeResponse,
     encode_event,
 )
+from trireme.service.control import parse_body
 from trireme.service.logs import request_id
-from worker.edge import Streamed, body_schema, parse_body, while_connected
+from worker.edge import MAX_BODY_BYTES, Streamed, body_schema, while_connected
 from worker.service import Service
 
 NDJSON = "application/x-ndjson"
@@ -47,7 +48,7 @@ def native_router(service: Service, record: Callable[[], WorkerRecord]) -> APIRo
         responses={200: {"content": {NDJSON: {}}, "description": "one event a line"}},
     )
     async def generate(request: Request) -> Response:
-        body = await parse_body(request, GenerateRequest)
+        body = await parse_body(request, GenerateRequest, MAX_BODY_BYTES)
         request_id.set(body.request_id)
         events = service.generate(body)
         first = await anext(events)
@@ -60,7 +61,7 @@ def native_router(service: Service, record: Callable[[], WorkerRecord]) -> APIRo
         "/native/embed", openapi_extra=body_schema(EmbedRequest), response_model=EmbedResponse
     )
     async def embed(request: Request) -> Response:
-        body = await parse_body(request, EmbedRequest)
+        body = await parse_body(request, EmbedRequest, MAX_BODY_BYTES)
         request_id.set(body.request_id)
         answer = await while_connected(request, service.embed(body))
         return Response(answer.model_dump_json(), media_type="application/json")
@@ -71,7 +72,7 @@ def native_router(service: Service, record: Callable[[], WorkerRecord]) -> APIRo
         response_model=TokenizeResponse,
     )
     async def tokenize(request: Request) -> Response:
-        answer = await service.tokenize(await parse_body(request, TokenizeRequest))
+        answer = await service.tokenize(await parse_body(request, TokenizeRequest, MAX_BODY_BYTES))
         return Response(answer.model_dump_json(), media_type="application/json")
 
     @router.get("/native/describe")

@@ -1,4 +1,8 @@
-"""The controller's HTTP edge: token, body limits, parsing once, errors as JSON."""
+"""The HTTP edge of the control routes of controller and worker.
+
+Cluster token, body limits, parsing once, errors as JSON; clients of the gateway get OpenAI's
+dialect instead.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,6 @@ from trireme.service.health import HEALTH_PATHS
 log = logging.getLogger(__name__)
 
 MAX_CONTROL_BODY_BYTES: Final = 256 * 1024
-MAX_GENERATE_BODY_BYTES: Final = 4 * 1024 * 1024
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -71,13 +74,15 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-async def parse_body(request: Request, model: type[_Model]) -> _Model:
-    """A control request's body as `model`, whatever its content type says (as FastChat reads it).
+async def parse_body(
+    request: Request, model: type[_Model], max_bytes: int = MAX_CONTROL_BODY_BYTES
+) -> _Model:
+    """The request's body as `model`, whatever its content type says (as FastChat reads it).
 
     Raises:
         TriremeError: `request_too_large`, or what `parse` raises.
     """
-    return parse(await read_body(request, MAX_CONTROL_BODY_BYTES), model)
+    return parse(await read_body(request, max_bytes), model)
 
 
 def parse(body: bytes, model: type[_Model]) -> _Model:
@@ -90,14 +95,19 @@ def parse(body: bytes, model: type[_Model]) -> _Model:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        raise invalid(error) from error
+
+
+def invalid(error: ValidationError) -> TriremeError:
+    """The first thing that a schema found wrong."""
+    first = error.errors(include_url=False)[0]
     param = ".".join(str(part) for part in first["loc"]) or None
     if param is None:
-        raise TriremeError("invalid_body", f"The body is not a valid object: {first['msg']}.")
+        return TriremeError("invalid_body", f"The body is not a valid object: {first['msg']}.")
     if first["type"] == "missing":
-        raise TriremeError("missing_required_parameter", f"{param} is required.", param=param)
+        return TriremeError("missing_required_parameter", f"{param} is required.", param=param)
     message = f"{param}: {first['msg']} (given {quoted(first['input'])})."
-    raise TriremeError("invalid_value", message, param=param)
+    return TriremeError("invalid_value", message, param=param)
 
 
 def error_response(error: TriremeError) -> JSONResponse:
@@ -112,8 +122,8 @@ def error_response(error: TriremeError) -> JSONResponse:
     )
 
 
-def install_error_handlers(app: FastAPI) -> None:
-    """Render every failure of a route as `error_response` does."""
+def install_error_handlers(app: FastAPI, tier: str) -> None:
+    """Render every failure of a route as `error_response` does; `tier` is named in a fault's."""
 
     @app.exception_handler(TriremeError)
     async def known(_request: Request, error: TriremeError) -> JSONResponse:
@@ -139,4 +149,4 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(_request: Request, error: Exception) -> JSONResponse:
         log.error("request failed", exc_info=error)
-        return error_response(TriremeError("internal_error", "The controller failed; see its log."))
+        return error_response(TriremeError("internal_error", f"The {tier} failed; see its log."))
