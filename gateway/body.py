@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -11,7 +10,6 @@ from typing import Any, Final, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
-from starlette.requests import ClientDisconnect
 
 from gateway.errors import WHOLE_FIELDS
 from protocol.errors import TAXONOMY, TriremeError, quoted
@@ -19,8 +17,6 @@ from protocol.openai import UNION_TAGS
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
-_DRAIN_FACTOR: Final = 8
-_DRAIN_S: Final = 2.0
 _UNPARSABLE: Final = "We could not parse the JSON body of your request."
 
 _ANSWER_CHANGING: Final = frozenset(
@@ -44,35 +40,17 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         shown = quoted(content_type) if content_type else "none"
         message = f"Unsupported Content-Type: {shown}. Send application/json."
         raise TriremeError("unsupported_content_type", message)
-    body = bytearray()
-    declared = request.headers.get("content-length", "")
-    fits = not declared.isdecimal() or int(declared[:20]) <= max_bytes
-    chunks = request.stream()
-    if fits:
-        async for chunk in chunks:
-            body += chunk
-            if len(body) > max_bytes:
-                fits = False
-                break
-    if fits:
-        return bytes(body)
-    if "expect" not in request.headers:
-        await _discard(chunks, max_bytes * _DRAIN_FACTOR)
     message = f"The request body exceeds the limit of {max_bytes} bytes."
-    raise TriremeError("request_too_large", message)
-
-
-async def _discard(chunks: Any, max_bytes: int) -> None:
-    # A client that still writes when we close would see a reset instead of the answer.
-    read = 0
-    try:
-        async with asyncio.timeout(_DRAIN_S):
-            async for chunk in chunks:
-                read += len(chunk)
-                if read > max_bytes:
-                    return
-    except (TimeoutError, ClientDisconnect):
-        return
+    too_large = TriremeError("request_too_large", message)
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > max_bytes:
+        raise too_large
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > max_bytes:
+            raise too_large
+    return bytes(body)
 
 
 def parse(

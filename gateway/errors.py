@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import Mapping
@@ -10,6 +12,7 @@ from typing import Any, Final
 import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from protocol.errors import TriremeError, quoted
 
@@ -19,6 +22,8 @@ WHOLE_FIELDS: Final = frozenset({"stop", "logit_bias", "prompt", "input", "stop_
 """Fields that are named whole in `param`, whatever is wrong inside them."""
 
 _CLOSING: Final = frozenset({"request_too_large"})
+_DISCARDED_BYTES: Final = 32 * 1024 * 1024
+_DISCARD_S: Final = 2.0
 
 
 def error_body(error: TriremeError) -> dict[str, Any]:
@@ -44,12 +49,40 @@ def error_response(error: TriremeError, headers: Mapping[str, str] | None = None
         extra["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if error.code in _CLOSING:
         extra["Connection"] = "close"
-    return Response(
+    made = _Closing if error.code in _CLOSING else Response
+    return made(
         orjson.dumps(error_body(error)),
         status_code=error.spec.status,
         media_type="application/json",
         headers=extra,
     )
+
+
+class _Closing(Response):
+    """Answers at once, then reads on for a while before the connection is closed.
+
+    A client that still writes when we close would see a reset instead of the answer.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await send({"type": "http.response.start", **start})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        # asking for more would make the server tell the client to send its body after all
+        if not any(name == b"expect" for name, _ in scope["headers"]):
+            await _discard(receive)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _discard(receive: Receive) -> None:
+    left = _DISCARDED_BYTES
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_S):
+            while left > 0:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+                left -= len(message.get("body", b""))
 
 
 def install_error_handlers(app: FastAPI) -> None:

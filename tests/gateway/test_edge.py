@@ -223,6 +223,30 @@ async def test_a_declared_length_alone_is_refused_before_the_body() -> None:
         assert b"connection: close" in answer.lower()
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"Content-Length: 5000000\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n" + (b"100000\r\n" + b" " * 0x100000 + b"\r\n") * 5,
+    ],
+    ids=["length", "chunks"],
+)
+async def test_a_body_that_is_too_large_is_answered_before_its_end(body: bytes) -> None:
+    async with stack(FakeWorker()) as s:
+        host, port = s.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            + body
+        )
+        async with asyncio.timeout(1):
+            head = await reader.readuntil(b"\r\n\r\n")
+            answer = await reader.readuntil(b"}")
+        assert head.startswith(b"HTTP/1.1 413 ")
+        assert b"request_too_large" in answer
+        writer.close()
+
+
 async def test_the_request_id_is_taken_or_made(http: aiohttp.ClientSession) -> None:
     async with stack(FakeWorker(), api_keys=("secret",)) as s:
         cases = (("GET", "/health"), ("GET", "/v1/models"), ("POST", "/x"))
