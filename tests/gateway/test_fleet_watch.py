@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator
 
@@ -95,6 +96,20 @@ async def test_a_worker_that_no_controller_lists_goes_unless_it_answers(
             await until(lambda: len(view.suspects()) == 1 or not view.snapshot.workers)
             await asyncio.sleep(0.3)
             assert ("w1" in view.snapshot.workers) is answers
+
+
+async def test_a_frozen_worker_that_no_controller_lists_goes_within_a_second() -> None:
+    controller = FakeController()
+    frozen = socket.create_server(("127.0.0.1", 0))  # the system accepts, nobody answers
+    host, port = frozen.getsockname()
+    async with serving(controller.app()) as address:
+        controller.set(record("w1", f"http://{host}:{port}"))
+        async with watching(address) as view:
+            await until(lambda: "w1" in view.snapshot.workers)
+            controller.set()
+            async with asyncio.timeout(1.0):
+                await until(lambda: not view.snapshot.workers)
+    frozen.close()
 
 
 async def test_nonsense_from_a_controller_is_as_no_answer() -> None:
