@@ -17,7 +17,9 @@ def test_alive_is_told_from_ready() -> None:
     app.include_router(health_router("worker", lambda: reasons[0], metrics))
     client = TestClient(app)
     assert {client.get(path).status_code for path in HEALTH_PATHS - {"/readyz"}} == {200}
+    assert client.head("/health").status_code == 200
     busy = client.get("/readyz")
+    assert client.head("/readyz").status_code == 503
     assert (busy.status_code, busy.json()["reason"]) == (503, "loading weights 40%")
     del reasons[0]
     assert client.get("/readyz").json() == {"status": "ready"}

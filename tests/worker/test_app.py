@@ -91,7 +91,7 @@ async def test_an_unexpected_failure_is_json_without_its_text(
     worker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
-        raise RuntimeError("secret path /root/x")
+        raise RuntimeError("secret path /srv/x")
 
     monkeypatch.setattr(SimEngine, "submit", broken)
     events = await worker.events(prompt="x")

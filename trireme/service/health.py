@@ -34,7 +34,9 @@ def health_router(
 
     for path in ("/health", "/healthz", "/livez", "/ping"):
         router.add_api_route(path, alive, methods=["GET"])
+        router.add_api_route(path, alive, methods=["HEAD"], include_in_schema=False)
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses={503: {"description": "not ready; `reason` says why"}})
     def readyz() -> JSONResponse:
         reason = not_ready()
