@@ -38,9 +38,6 @@ _LINE_LIMIT = 256 * 1024 * 1024
 class EngineProcess:
     """An engine in a process of its own, which dies with this one.
 
-    Its OpenMP threads wait without spinning, unless OMP_WAIT_POLICY says otherwise: they share
-    the cores with the processes that serve the tokens, and spinning there costs up to ten times.
-
     Args:
         config: which model, where, how large.
     """
@@ -91,7 +88,7 @@ class EngineProcess:
                 str(theirs.fileno()),
                 to_json(self._config).decode(),
                 pass_fds=[theirs.fileno()],
-                env={"OMP_WAIT_POLICY": "passive", **os.environ},
+                env={**_waiting(), **os.environ},
                 stdin=asyncio.subprocess.DEVNULL,
             )
         reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=_LINE_LIMIT)
@@ -240,6 +237,17 @@ class EngineProcess:
         for answer in self._embeds.values():
             if not answer.done():
                 answer.set_exception(TriremeError("engine_dead", reason))
+
+
+def _waiting() -> dict[str, str]:
+    """How the engine's OpenMP threads wait for each other, unless the environment says so itself.
+
+    They spin for some microseconds and then sleep. Without spinning a quiet machine is a third
+    slower; with libgomp's default, a machine whose cores have other work too is several times
+    slower, since a spinning thread keeps the one that it waits for from running
+    (docs/performance.md).
+    """
+    return {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "2000"}
 
 
 def _ending(code: int) -> str:

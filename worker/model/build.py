@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 BLOCK_SIZE: Final = 16
 _PROBE_TOKENS: Final = 12
+_SMALL_BYTES: Final = 32 * 1024**2
 _GIB: Final = 1024**3
 
 Embed: TypeAlias = Callable[[list[list[int]]], list[list[float]]]
@@ -50,6 +51,8 @@ def build(config: EngineConfig, report: Callable[[str], None], *, num_threads: i
     if config.seed is not None:
         torch.manual_seed(config.seed)
     loaded = load_model(config, report)
+    if sum(weight.nbytes for weight in loaded.model.parameters()) < _SMALL_BYTES:
+        torch.set_num_threads(1)  # waking a second thread takes longer than its half of the work
     report("warming up")
     if config.engine == "paged" and loaded.kind == "causal":
         own = loaded.model.config._attn_implementation
