@@ -14,6 +14,8 @@ from worker.text.prompt import EncodedPrompt
 from worker.text.templates import ChatTemplate
 
 _GREEDY_BELOW = 1e-5
+MAX_PROMPT_SCORES: Final = 1_000_000
+"""Log probabilities of prompt tokens in one answer, over all its choices: about 25 MB of JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ def plan(
     """
     sampling = request.sampling
     _refuse_unsupported(sampling)
+    _check_prompt_scores(sampling, len(prompt.ids))
     max_tokens = _max_tokens(sampling.max_tokens, prompt, info.context_length, manner)
     asked_ids = tuple(sampling.stop_token_ids)
     if request.conv_stops:
@@ -114,6 +117,21 @@ def check_fits(prompt: EncodedPrompt, max_tokens: int, context_length: int) -> N
             f"completion). Please reduce the length of the {noun} or completion."
         )
     raise TriremeError("context_length_exceeded", limit + rest, param=prompt.param)
+
+
+def _check_prompt_scores(sampling: SamplingParams, prompt_tokens: int) -> None:
+    """Each choice repeats the scored prompt, so a small request could ask for a huge answer."""
+    if sampling.prompt_logprobs is None:
+        return
+    scores = sampling.n * prompt_tokens * (1 + sampling.prompt_logprobs)
+    if scores > MAX_PROMPT_SCORES:
+        raise TriremeError(
+            "invalid_value",
+            f"{sampling.n} choices with {1 + sampling.prompt_logprobs} log probabilities for each "
+            f"of {prompt_tokens} prompt tokens are {scores}, above the limit of "
+            f"{MAX_PROMPT_SCORES}.",
+            param="logprobs",
+        )
 
 
 def _max_tokens(

@@ -41,6 +41,25 @@ def test_max_tokens_defaults_to_the_room_that_is_left() -> None:
     assert planned(max_tokens=90).params.max_tokens == 90
 
 
+def test_scores_of_the_prompt_are_bounded_over_all_choices() -> None:
+    assert planned(prompt_tokens=90, n=128, prompt_logprobs=20, max_tokens=1)
+    long = EngineInfo("sim", context_length=40_000, eos_token_ids=(), vocab_size=50, capacity=4)
+
+    def scored(n: int) -> Plan:
+        sampling = SamplingParams(n=n, prompt_logprobs=4, max_tokens=1)
+        request = GenerateRequest(request_id="r", model="m", prompt="x", sampling=sampling)
+        prompt = EncodedPrompt([1] * 20_000, "x", "prompt", context=(1,))
+        template = NamedTemplate(conversation.plain())
+        return plan(
+            request, prompt, long, template, manner=NATIVE, interval=1, draw_seed=lambda: 77
+        )
+
+    assert scored(10).params.prompt_logprobs == 4
+    with pytest.raises(TriremeError, match="1100000, above the limit of 1000000") as caught:
+        scored(11)
+    assert caught.value.param == "logprobs"
+
+
 def test_more_than_the_context_is_too_large() -> None:
     error = refusal(max_tokens=101)
     assert (error.code, error.param) == ("invalid_value", "max_tokens")
