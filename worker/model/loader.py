@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -299,7 +300,8 @@ def _reason(path: str, error: Exception) -> str:
         return f"{path} needs code of its own: give --trust-remote-code if you trust it"
     if name == "SafetensorError" or ("safetensor" in text.lower() and "header" in text.lower()):
         return f"{path} has a broken safetensors file (truncated or not safetensors): {text[:200]}"
-    return f"{path} cannot be loaded: {name}: {text[:400]}"
+    first_sentence = re.split(r"(?<=[.!?])\s", text)[0]
+    return f"{path} cannot be loaded: {name}: {first_sentence[:300]}"
 
 
 class _progress:

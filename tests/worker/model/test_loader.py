@@ -48,6 +48,14 @@ def test_pickled_weights_are_refused(copied: Path) -> None:
         load(copied)
 
 
+def test_an_unknown_architecture_is_named_in_one_short_line(copied: Path) -> None:
+    (copied / "config.json").write_text('{"model_type": "zzz"}')
+    with pytest.raises(ModelLoadError, match="zzz") as caught:
+        load(copied)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400 + len(str(copied))
+
+
 def test_a_folder_without_weights_or_configuration_is_refused(copied: Path) -> None:
     (copied / "model.safetensors").unlink()
     with pytest.raises(ModelLoadError, match=r"no \*.safetensors weights"):
