@@ -79,6 +79,13 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         eos_token_id=2,
         pad_token_id=0,
     ),
+    "bert": lambda: hf.BertConfig(
+        vocab_size=VOCAB,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    ),
     "t5": lambda: hf.T5Config(
         vocab_size=VOCAB,
         d_model=64,
@@ -91,6 +98,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         pad_token_id=0,
     ),
 }
+AUTO = {"t5": hf.AutoModelForSeq2SeqLM, "bert": hf.AutoModel}
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +110,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     def make(name: str) -> Path:
         if name not in made:
             config = CONFIGS[name]()
-            auto = hf.AutoModelForSeq2SeqLM if name == "t5" else hf.AutoModelForCausalLM
+            auto = AUTO.get(name, hf.AutoModelForCausalLM)
             torch.manual_seed(0)
             model = auto.from_config(config, dtype=torch.float32)
             with torch.no_grad():

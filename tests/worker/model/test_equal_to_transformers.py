@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 
 from worker.engine.blocks import BlockPool
 from worker.engine.config import EngineConfig
@@ -169,3 +169,14 @@ def test_embeddings_are_the_mean_of_the_last_hidden_state(
         for found, tokens in zip(made.embed(inputs), inputs, strict=True):
             hidden = model.model(torch.tensor([tokens])).last_hidden_state[0]
             assert found == pytest.approx(hidden.mean(0).tolist(), abs=1e-4)
+
+
+def test_an_encoder_embeds_and_does_not_generate(checkpoint: Callable[[str], Path]) -> None:
+    made = built(checkpoint("bert"))
+    assert not made.info.generates
+    tokens = prompts()[6]
+    model = AutoModel.from_pretrained(checkpoint("bert"), dtype=torch.float32)
+    with torch.inference_mode():
+        hidden = model(torch.tensor([tokens])).last_hidden_state[0]
+    [found] = made.embed([tokens])
+    assert found == pytest.approx(hidden.mean(0).tolist(), abs=1e-5)
