@@ -280,7 +280,8 @@ class _Run:
                 choice = self._choices[output.index]
                 before = choice.finish, choice.num_tokens
                 delta = choice.feed(output)
-                self._cached_tokens = max(self._cached_tokens, output.cached_tokens)
+                if output.index == 0:  # the other choices find the prompt that this one computed
+                    self._cached_tokens = output.cached_tokens
                 self._observe(output.index, choice.num_tokens - before[1])
                 if choice.finish is not None and before[0] is None:
                     unfinished -= 1

@@ -210,10 +210,13 @@ def test_versions_tell_shape_from_load_from_mere_renewal(bench: Bench) -> None:
     registry = bench.registry
 
     def grown() -> tuple[bool, bool, bool]:
-        before = (registry.version, registry.shape_version, registry.revision)
+        version, shape, revision = registry.version, registry.shape_version, registry.revision
         bench.put(next(records))
-        after = (registry.version, registry.shape_version, registry.revision)
-        return tuple(old < new for old, new in zip(before, after, strict=True))  # type: ignore
+        return (
+            version < registry.version,
+            shape < registry.shape_version,
+            revision < registry.revision,
+        )
 
     records = iter(
         [

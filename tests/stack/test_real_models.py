@@ -95,6 +95,23 @@ def test_seeds_decide_and_choices_differ(client: openai.OpenAI) -> None:
     assert len(set(sample(1))) == 3
 
 
+def test_the_prompt_counts_once_and_only_earlier_requests_fill_the_cache(
+    client: openai.OpenAI,
+) -> None:
+    """Choices share one prompt, which is no hit; a second request finds its full blocks."""
+    prompt = "The gateway asks the worker and the worker asks nobody, " * 4
+    used = [
+        client.completions.create(model=MODEL, prompt=prompt, n=3, max_tokens=4).usage
+        for _ in range(2)
+    ]
+    cold, warm = [usage for usage in used if usage is not None]
+    assert cold.prompt_tokens == warm.prompt_tokens > 32
+    assert cold.prompt_tokens_details is not None
+    assert warm.prompt_tokens_details is not None
+    assert cold.prompt_tokens_details.cached_tokens == 0
+    assert warm.prompt_tokens_details.cached_tokens == (warm.prompt_tokens - 1) // 16 * 16
+
+
 def test_a_stop_string_ends_the_text_before_it(client: openai.OpenAI) -> None:
     whole = client.chat.completions.create(model=MODEL, messages=HELLO, temperature=0)
     text = whole.choices[0].message.content or ""
