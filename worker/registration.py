@@ -160,6 +160,7 @@ class _Link:
         self._interval_s = interval_s
         self._fastchat_interval_s = fastchat_interval_s
         self._registered = False
+        self._told = False  # a record was sent: it may be stored, answered or not
         self._is_fastchat = False
         self._failures = 0
 
@@ -179,7 +180,7 @@ class _Link:
 
     async def leave(self, client: httpx.AsyncClient) -> None:
         """Say goodbye; FastChat's controller knows no such word."""
-        if not self._registered or self._is_fastchat:
+        if not self._told or self._is_fastchat:
             return
         try:
             async with asyncio.timeout(_FAREWELL_S):
@@ -223,6 +224,7 @@ class _Link:
         response.raise_for_status()
 
     async def _put(self, client: httpx.AsyncClient, record: WorkerRecord) -> httpx.Response:
+        self._told = True
         return await client.put(
             self._record_url(),
             content=record.model_dump_json(),

@@ -22,6 +22,7 @@ class Controller:
     deletes: list[str] = field(default_factory=list)
     tokens: set[str | None] = field(default_factory=set)
     native: bool = True
+    answer_delay_s: float = 0.0
     knows: bool = True
     answer: Callable[[dict[str, Any]], tuple[int, dict[str, Any]]] = lambda _: (
         200,
@@ -36,6 +37,8 @@ class Controller:
         self.tokens.add(request.headers.get("Authorization"))
         self.puts.append(record)
         status, body = self.answer(record)
+        if self.answer_delay_s:
+            await asyncio.sleep(self.answer_delay_s)
         return web.json_response(body, status=status)
 
     async def delete(self, request: web.Request) -> web.Response:
@@ -153,6 +156,21 @@ async def test_leaving_is_a_delete(controller: Controller, start_worker: Any) ->
         Reporter(worker.runtime, worker.url),
         interval_s=0.02,
         cluster_token="",
+    )
+    registrar.start()
+    await until(lambda: controller.puts)
+    await registrar.close()
+    assert controller.deletes == [worker.runtime.instance_id]
+
+
+async def test_leaving_in_the_middle_of_the_first_heartbeat_is_a_delete_too(
+    controller: Controller, start_worker: Any
+) -> None:
+    """The controller has stored the record although its answer was never read."""
+    worker = await start_worker()
+    controller.answer_delay_s = 1.0
+    registrar = Registrar(
+        [controller.url], Reporter(worker.runtime, worker.url), interval_s=0.02, cluster_token=""
     )
     registrar.start()
     await until(lambda: controller.puts)
