@@ -100,6 +100,21 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self.master, text.encode())
 
+    def interrupt(self, answer: str, seconds: float = 20) -> None:
+        """Press Ctrl-C until it is answered.
+
+        A signal that comes after `input` wrote its prompt and before it waits for a key is only
+        noticed with the next one: CPython looks for signals when its select is interrupted.
+        """
+        deadline = time.monotonic() + seconds
+        while answer not in self.shown:
+            assert time.monotonic() < deadline, self.shown
+            self.type("\x03")
+            pressed = time.monotonic()
+            while answer not in self.shown and time.monotonic() < pressed + 1:
+                self._read()
+        self.shown = self.shown.partition(answer)[2]
+
     def exit_code(self, seconds: float = 20) -> int:
         """Read on until it has ended."""
         deadline = time.monotonic() + seconds
