@@ -1,9 +1,9 @@
 """Paged attention behind transformers' AttentionInterface.
 
 A step's tokens lie flat in one row, [1, tokens]: decode rows (one token each) and prefill chunks
-(a run of tokens each). `StepPlan` says what lies where; the runner makes it once a step and every
-layer uses it. Decode rows of similar length are attended together: the query heads of a group
-become rows of one small matrix product against the gathered blocks.
+(a run of tokens each). `PagedAttention` stands between a model's layers and a backend, which owns
+the KV pool and computes: it takes what a layer passes, in the layout of transformers, and hands it
+on as [tokens, heads, dim].
 
 The mask function registered beside it builds no mask. It returns None for full attention, and for
 a sliding window a tensor without storage whose last dimension is the window.
@@ -12,14 +12,11 @@ a sliding window a tensor without storage whose last dimension is the window.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
-
-from worker.model.kv_cache import KVCache, LayerShape
 
 IMPLEMENTATION: Final = "trireme_paged"
 
@@ -47,117 +44,87 @@ class Span:
         """Tokens of the sequence once the step is done."""
         return self.start + self.length
 
+    @property
+    def is_decode(self) -> bool:
+        """Whether it is one token after stored ones."""
+        return self.length == 1 and self.start > 0 and bool(self.blocks)
+
 
 @dataclass(frozen=True, slots=True)
-class _DecodeGroup:
-    """Decode rows attended together.
+class LayerShape:
+    """Size of one layer's keys and values, of one token."""
 
-    `rows` [n] in the flat batch, `blocks` [n, m], `bias` [n, m * block_size], 0 or -inf.
-    """
+    kv_heads: int
+    key_dim: int
+    value_dim: int
 
-    rows: torch.Tensor
-    blocks: torch.Tensor
-    bias: torch.Tensor
+    def bytes_per_token(self, dtype: torch.dtype) -> int:
+        """Bytes that one token takes in this layer."""
+        return self.kv_heads * (self.key_dim + self.value_dim) * dtype.itemsize
 
 
-@dataclass(slots=True)
-class StepPlan:
-    """What a step's flat row holds, with index tensors made once and kept by window.
-
-    Args:
-        spans: the sequences' parts, in the order in which they lie in the row.
-        block_size: tokens a block.
-        device: where the index tensors live.
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How scores are made from queries and keys.
 
     Attributes:
-        slots: [tokens], where the step's tokens are stored; None when nothing is.
-        chunks: prefill chunks with their offset in the row.
+        scale: factor of the products.
+        softcap: of Gemma 2, None for none.
+        window: tokens that a token sees, itself included; None for all.
     """
 
-    spans: Sequence[Span]
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
+
+
+LayerShapes: TypeAlias = dict[int, tuple[LayerShape, torch.device, torch.dtype]]
+
+
+class AttentionBackend(Protocol):
+    """Owns the KV pool and attends over it."""
+
     block_size: int
-    device: torch.device
-    slots: torch.Tensor | None = None
-    chunks: list[tuple[int, Span]] = field(default_factory=list)
-    _groups: dict[int | None, list[_DecodeGroup]] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        offset = 0
-        for span in self.spans:
-            if not self._is_decode(span):
-                self.chunks.append((offset, span))
-            offset += span.length
-        if self.spans and self.spans[0].blocks:
-            size = self.block_size
-            self.slots = torch.tensor(
-                [
-                    span.blocks[pos // size] * size + pos % size
-                    for span in self.spans
-                    for pos in range(span.start, span.end)
-                ],
-                device=self.device,
-            )
+    def allocate(self, layers: LayerShapes, num_blocks: int) -> None:
+        """Make the pool, in place of one made before."""
 
-    def decode_groups(self, window: int | None) -> list[_DecodeGroup]:
-        """Decode rows, grouped so that no group is padded to more than about twice its tokens."""
-        if window not in self._groups:
-            self._groups[window] = self._group(window)
-        return self._groups[window]
+    def plan(self, spans: Sequence[Span]) -> None:
+        """Prepare a step: what lies where in its row, in the order of `spans`."""
 
-    @staticmethod
-    def _is_decode(span: Span) -> bool:
-        return span.length == 1 and span.start > 0 and bool(span.blocks)
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        score: Score,
+        out: torch.Tensor,
+    ) -> None:
+        """Store the step's keys and values, and attend over what its sequences have stored.
 
-    def _group(self, window: int | None) -> list[_DecodeGroup]:
-        entries: list[tuple[int, int, Span]] = []  # (blocks to read, row, span)
-        row = 0
-        for span in self.spans:
-            if self._is_decode(span):
-                first = self._first_block(span, window)
-                entries.append((-(-span.end // self.block_size) - first, row, span))
-            row += span.length
-        entries.sort(key=lambda entry: entry[0])
-        groups: list[list[tuple[int, int, Span]]] = []
-        for entry in entries:
-            if groups and entry[0] <= 2 * groups[-1][0][0] + 4:
-                groups[-1].append(entry)
-            else:
-                groups.append([entry])
-        return [self._tensors(group, window) for group in groups]
+        Spans without blocks store nothing and see themselves alone.
 
-    def _first_block(self, span: Span, window: int | None) -> int:
-        return 0 if window is None else max(0, span.end - window) // self.block_size
+        Args:
+            query: [tokens, heads, key_dim]; key: [tokens, kv_heads, key_dim]; value: [tokens,
+                kv_heads, value_dim]; any strides, the last dimension dense.
+            out: [tokens, heads, value_dim], written.
+        """
 
-    def _tensors(self, group: list[tuple[int, int, Span]], window: int | None) -> _DecodeGroup:
-        size, width = self.block_size, group[-1][0]
-        table, lows, highs = [], [], []
-        for count, _row, span in group:
-            first = self._first_block(span, window)
-            used = list(span.blocks[first : first + count])
-            table.append(used + [used[0]] * (width - count))
-            lows.append(0 if window is None else max(0, span.end - window) - first * size)
-            highs.append(span.end - first * size)
-        at = torch.arange(width * size)
-        seen = (at >= torch.tensor(lows)[:, None]) & (at < torch.tensor(highs)[:, None])
-        bias = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
-        return _DecodeGroup(
-            rows=torch.tensor([row for _count, row, _span in group], device=self.device),
-            blocks=torch.tensor(table, device=self.device),
-            bias=bias.to(self.device),
-        )
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Zero `blocks`: a not-a-number left in them would spread through masked positions."""
 
 
 class PagedAttention:
-    """The attention function of one model; the runner sets `plan` before each forward.
+    """The attention function of one model.
 
-    With `cache` unset it records the shape of each layer's keys and values and attends within
-    the step alone: that is how the pool's size is found, and how embeddings are computed.
+    Attributes:
+        layers: the shape of each layer's keys and values, as seen in the forwards so far.
     """
 
-    def __init__(self) -> None:
-        self.plan: StepPlan | None = None
-        self.cache: KVCache | None = None
-        self.layers: dict[int, tuple[LayerShape, torch.device, torch.dtype]] = {}
+    def __init__(self, backend: AttentionBackend) -> None:
+        self.backend = backend
+        self.layers: LayerShapes = {}
 
     def install(self, model: Any) -> None:
         """Make `model` attend through this object.
@@ -170,6 +137,21 @@ class PagedAttention:
         model.set_attn_implementation(IMPLEMENTATION)
         if model.config._attn_implementation != IMPLEMENTATION:
             raise UnsupportedAttention("the model does not use the attention interface")
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        score: Score,
+        out: torch.Tensor,
+    ) -> None:
+        """As `AttentionBackend.attend`; notes the layer's shape."""
+        if layer not in self.layers:
+            shape = LayerShape(key.shape[1], key.shape[2], value.shape[2])
+            self.layers[layer] = (shape, key.device, key.dtype)
+        self.backend.attend(layer, query, key, value, score, out)
 
     def _attend(
         self,
@@ -192,126 +174,32 @@ class PagedAttention:
         Returns:
             [1, tokens, heads, head_dim], and None for the weights.
         """
-        if self.plan is None or query.shape[0] != 1:
+        if query.shape[0] != 1:
             raise UnsupportedAttention("a forward outside of a step")
         if s_aux is not None:
             raise UnsupportedAttention("attention sinks")
-        window = None if attention_mask is None else attention_mask.shape[-1]
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         layer = int(getattr(module, "layer_idx"))  # noqa: B009  # not in nn.Module's type
-        keys, values = key[0], value[0]
-        if self.cache is None:
-            shape = LayerShape(keys.shape[0], keys.shape[-1], values.shape[-1])
-            self.layers[layer] = (shape, keys.device, keys.dtype)
-        elif self.plan.slots is not None:
-            self.cache.write(layer, self.plan.slots.to(keys.device), keys, values)
-        heads = query[0].reshape(
-            keys.shape[0], -1, *query.shape[2:]
-        )  # [kv_heads, group, tokens, dim]
-        out = torch.empty(
-            (*heads.shape[:3], values.shape[-1]), device=query.device, dtype=query.dtype
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        out = query.new_empty((query.shape[2], query.shape[1], value.shape[-1]))
+        self.attend(
+            layer,
+            query[0].transpose(0, 1),
+            key[0].transpose(0, 1),
+            value[0].transpose(0, 1),
+            Score(scale, softcap or None, window_of(attention_mask)),
+            out,
         )
-        score = _Score(scale, softcap)
-        for offset, span in self.plan.chunks:
-            part = slice(offset, offset + span.length)
-            out[:, :, part] = self._chunk(
-                layer, span, heads[:, :, part], keys[:, part], values[:, part], window, score
-            )
-        for group in self.plan.decode_groups(window):
-            out.index_copy_(2, group.rows.to(out.device), self._decode(layer, heads, group, score))
-        return out.flatten(0, 1).transpose(0, 1).unsqueeze(0), None
-
-    def _chunk(
-        self,
-        layer: int,
-        span: Span,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        window: int | None,
-        score: _Score,
-    ) -> torch.Tensor:
-        """Causal attention of a run of tokens over themselves and what is stored before them."""
-        first = 0
-        if span.start > 0:
-            assert self.cache is not None
-            size = self.cache.block_size
-            first = 0 if window is None else max(0, span.start + 1 - window) // size
-            blocks = torch.tensor([span.blocks[first : -(-span.end // size)]], device=key.device)
-            keys, values = self.cache.gather(layer, blocks)
-            held = span.end - first * size
-            key, value = keys[:, 0, :held], values[:, 0, :held]
-        if span.start == 0 and (window is None or span.length <= window):
-            return score.causal(query, key, value)
-        rows = torch.arange(span.start, span.end, device=key.device)[:, None]
-        cols = torch.arange(key.shape[1], device=key.device)[None, :] + first * (
-            self.cache.block_size if self.cache else 0
-        )
-        seen = cols <= rows
-        if window is not None:
-            seen &= cols > rows - window
-        bias = torch.zeros(seen.shape, device=key.device).masked_fill_(~seen, float("-inf"))
-        return score.biased(query, key[:, None], value[:, None], bias)
-
-    def _decode(
-        self, layer: int, heads: torch.Tensor, group: _DecodeGroup, score: _Score
-    ) -> torch.Tensor:
-        """One query token a sequence: [kv_heads, group, n, dim]."""
-        assert self.cache is not None
-        keys, values = self.cache.gather(layer, group.blocks.to(heads.device))
-        query = heads.index_select(2, group.rows.to(heads.device)).transpose(1, 2)
-        bias = group.bias.to(heads.device)[:, None, :]
-        return score.biased(query, keys, values, bias).transpose(1, 2)
-
-
-@dataclass(frozen=True, slots=True)
-class _Score:
-    """How scores are made from queries and keys: scale, and the soft cap of Gemma 2."""
-
-    scale: float
-    softcap: float | None
-
-    def causal(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Query [kv_heads, group, t, dim] over key, value [kv_heads, t, dim] of the same tokens."""
-        if not self.softcap:
-            return F.scaled_dot_product_attention(
-                query.transpose(0, 1),
-                key.expand(query.shape[1], *key.shape),
-                value.expand(query.shape[1], *value.shape),
-                is_causal=True,
-                scale=self.scale,
-            ).transpose(0, 1)
-        ahead = torch.full((key.shape[1],) * 2, float("-inf"), device=key.device).triu_(1)
-        return self.biased(query, key[:, None], value[:, None], ahead)
-
-    def biased(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor
-    ) -> torch.Tensor:
-        """Attention with an additive float32 bias.
-
-        Args:
-            query: [kv_heads, n, rows, dim]; key, value: [kv_heads, n, cols, dim], n or 1.
-            bias: broadcastable to [n, rows, cols], -inf where not to look.
-        """
-        if not self.softcap:
-            spread = (query.shape[0], query.shape[1])
-            return F.scaled_dot_product_attention(
-                query,
-                key.expand(*spread, -1, -1),
-                value.expand(*spread, -1, -1),
-                attn_mask=bias.to(query.dtype),
-                scale=self.scale,
-            )
-        scores = torch.matmul(query, key.transpose(-1, -2)).float() * self.scale
-        if self.softcap:
-            scores = self.softcap * torch.tanh(scores / self.softcap)
-        scores = scores + bias
-        return torch.matmul(torch.softmax(scores, dim=-1).to(value.dtype), value)
+        return out.unsqueeze(0), None
 
 
 def _window_only(*_args: Any, local_size: int | None = None, **_kwargs: Any) -> torch.Tensor | None:
     """Instead of a mask: None, or a tensor without storage that is `local_size` wide."""
     return None if local_size is None else torch.empty((1, 1, 1, local_size), device="meta")
+
+
+def window_of(mask: torch.Tensor | None) -> int | None:
+    """The window that a layer was given in place of a mask."""
+    return None if mask is None else mask.shape[-1]
 
 
 def supported_by_mask(config: Any) -> bool:

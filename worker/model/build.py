@@ -16,8 +16,9 @@ from worker.engine.config import EngineConfig
 from worker.engine.engine import EngineCore
 from worker.engine.protocol import EngineInfo, ModelLoadError
 from worker.model.attention import PagedAttention, Span, UnsupportedAttention, supported_by_mask
+from worker.model.attention_gather import GatherAttention
+from worker.model.fused_layer import fuse_layers, has_fused_layers
 from worker.model.generate import GenerateCore
-from worker.model.kv_cache import KVCache
 from worker.model.linear_cpu import can_pack, pack_linears
 from worker.model.loader import LoadedModel, load_model
 from worker.model.runner import ModelRunner
@@ -60,7 +61,9 @@ def build(config: EngineConfig, report: Callable[[str], None], *, num_threads: i
             return _paged(config, loaded)
         except UnsupportedAttention as reason:
             log.warning("the paged engine cannot run this model (%s): using generate", reason)
-            if loaded.model.config._attn_implementation != own:
+            if has_fused_layers(loaded.model):
+                loaded = load_model(config, report)  # such layers know no other attention
+            elif loaded.model.config._attn_implementation != own:
                 loaded.model.set_attn_implementation(own)
     core = GenerateCore(loaded)
     return Built(
@@ -69,13 +72,13 @@ def build(config: EngineConfig, report: Callable[[str], None], *, num_threads: i
 
 
 def _paged(config: EngineConfig, loaded: LoadedModel) -> Built:
-    attention = PagedAttention()
+    attention = PagedAttention(GatherAttention(BLOCK_SIZE))
     runner = ModelRunner(loaded.model, attention, loaded.device)
     on_cpu = loaded.device.type == "cpu"
     _probe(loaded, attention, runner, pack=on_cpu and not config.load_8bit and can_pack())
     max_running = config.max_running or (64 if on_cpu else 256)
     num_blocks = _num_blocks(config, loaded, attention, max_running)
-    attention.cache = KVCache(attention.layers, num_blocks, BLOCK_SIZE)
+    attention.backend.allocate(attention.layers, num_blocks)
     context = min(loaded.context_length, num_blocks * BLOCK_SIZE)
     if context < loaded.context_length:
         log.warning("the KV pool holds %d tokens only: the context is cut to that", context)
@@ -94,8 +97,8 @@ def _probe(
 ) -> None:
     """Run a short text whole, in chunks and by a decode step: all must agree with transformers.
 
-    With `pack` the linear layers are packed for the CPU between the two, so that they are part of
-    what is compared. It also finds the shape of each layer's keys and values.
+    With `pack` layers are fused and linear layers packed for the CPU between the two, so that this
+    is part of what is compared. It also finds the shape of each layer's keys and values.
 
     Raises:
         UnsupportedAttention: when the model does not run on the paged attention, or wrongly.
@@ -107,6 +110,7 @@ def _probe(
         ids = torch.tensor([tokens], device=loaded.device)
         expected = loaded.model(input_ids=ids, use_cache=False).logits[0].float()
     if pack:
+        fuse_layers(loaded.model, attention)
         pack_linears(loaded.model)
     try:
         attention.install(loaded.model)
@@ -114,7 +118,7 @@ def _probe(
         _agree(expected, whole, loaded.dtype)
         if not attention.layers:
             raise UnsupportedAttention("it has no attention layers")
-        attention.cache = KVCache(attention.layers, 2, BLOCK_SIZE)
+        attention.backend.allocate(attention.layers, 2)
         cuts = [0, 5, _PROBE_TOKENS - 1, _PROBE_TOKENS]
         for start, end in itertools.pairwise(cuts):
             span = Span(start, end - start, [1])

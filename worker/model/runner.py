@@ -10,7 +10,7 @@ import torch
 
 from worker.engine.engine import RowResult
 from worker.engine.scheduler import Scheduled
-from worker.model.attention import PagedAttention, Span, StepPlan
+from worker.model.attention import PagedAttention, Span
 from worker.model.sampler import prompt_logprobs, sample
 
 
@@ -68,37 +68,30 @@ class ModelRunner:
     ) -> torch.Tensor:
         """One forward over a flat row; logits [len(kept), vocab] at the positions `kept` of it."""
         inputs = self._inputs(token_ids, spans)
-        keep = torch.tensor(list(kept), device=self._device, dtype=torch.long)
-        if self._keeps and len(kept):
+        # at least one, so that a step without any does not compute them all
+        keep = torch.tensor(list(kept) or [0], device=self._device)
+        if self._keeps:
             logits = self._model(**inputs, logits_to_keep=keep).logits[0]
         else:
             logits = self._model(**inputs).logits[0]
             logits = logits[keep.to(logits.device)]
-        return torch.as_tensor(logits)
+        return torch.as_tensor(logits)[: len(kept)]
 
     @torch.inference_mode()
     def embed(self, inputs: SequenceOf[SequenceOf[int]]) -> list[list[float]]:
         """Mean over tokens of the last hidden state, float32; nothing is stored in the pool."""
         spans = [Span(0, len(tokens), ()) for tokens in inputs]
-        cache, self._attention.cache = self._attention.cache, None
-        try:
-            flat = [token for tokens in inputs for token in tokens]
-            hidden = self._model.base_model(**self._inputs(flat, spans)).last_hidden_state[0]
-        finally:
-            self._attention.cache = cache
-        parts = hidden.float().split([len(tokens) for tokens in inputs])
+        flat = [token for tokens in inputs for token in tokens]
+        hidden = self._model.base_model(**self._inputs(flat, spans)).last_hidden_state[0]
+        parts = hidden[: len(flat)].float().split([len(tokens) for tokens in inputs])
         return [part.mean(0).tolist() for part in parts]
 
     def clear(self, blocks: list[int]) -> None:
         """Zero the content of blocks."""
-        if self._attention.cache is not None:
-            self._attention.cache.clear(blocks)
+        self._attention.backend.clear(blocks)
 
     def _inputs(self, token_ids: SequenceOf[int], spans: SequenceOf[Span]) -> dict[str, Any]:
-        cache = self._attention.cache
-        self._attention.plan = StepPlan(
-            spans, cache.block_size if cache else 1, torch.device(self._device)
-        )
+        self._attention.backend.plan(spans)
         positions = [pos for span in spans for pos in range(span.start, span.end)]
         return {
             "input_ids": torch.tensor([list(token_ids)], device=self._device),

@@ -16,7 +16,6 @@ from worker.engine.engine import EngineCore
 from worker.engine.protocol import Job, SequenceParams, StepOutput
 from worker.model.build import BLOCK_SIZE, Built, build
 from worker.model.generate import GenerateCore
-from worker.model.kv_cache import KVCache
 
 PAGED = [
     "llama",
@@ -88,7 +87,8 @@ def tight(made: Built) -> EngineCore:
     """The same model with so few blocks and so small a budget that all must share."""
     assert isinstance(made.core, EngineCore)
     runner = made.core.runner
-    runner._attention.cache = KVCache(runner._attention.layers, 16, BLOCK_SIZE)  # type: ignore[attr-defined]
+    attention = runner._attention  # type: ignore[attr-defined]
+    attention.backend.allocate(attention.layers, 16)
     return EngineCore(runner, BlockPool(16, BLOCK_SIZE), max_running=16, max_batch_tokens=23)
 
 
