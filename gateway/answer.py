@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from time import perf_counter
-from typing import Final
+from typing import Final, TypeAlias
 
 import orjson
 from fastapi import Request, Response
 
-from gateway.connection import EventStream, while_connected
+from gateway.connection import event_stream
 from gateway.errors import error_body
 from gateway.merge import merged
 from gateway.metrics import GatewayMetrics
@@ -19,6 +19,7 @@ from gateway.state import Arrival, gateway_of
 from protocol.errors import TriremeError
 from protocol.framing import SSE_DONE, sse
 from protocol.generation import Delta, Event, GenerateRequest, Started
+from trireme.service.streaming import Leash
 
 log = logging.getLogger(__name__)
 
@@ -41,20 +42,26 @@ async def respond(
         ClientDisconnect: the client went away; the workers were told to stop.
     """
     gateway = gateway_of(request)
-    events = merged([gateway.dispatcher.generate(one) for one in requests], AT_ONCE)
-    answer = Answer(events, renderer, gateway.metrics, requests[0].model, arrival.arrived_s)
+    batches = merged([gateway.dispatcher.generate(one) for one in requests], AT_ONCE)
+    answer = Answer(batches, renderer, gateway.metrics, requests[0].model, arrival.arrived_s)
     if not stream:
         try:
-            body = await while_connected(request, answer.whole())
+            async with Leash(request.receive):
+                body = await answer.whole()
         finally:
             await answer.close()
         return Response(body, media_type="application/json")
     try:
-        await while_connected(request, answer.open(min(len(requests), AT_ONCE)))
+        async with Leash(request.receive):
+            await answer.open(min(len(requests), AT_ONCE))
     except BaseException:
         await answer.close()
         raise
-    return EventStream(answer.frames(), answer.close)
+    return event_stream(answer.frames(), answer.close)
+
+
+Batch: TypeAlias = tuple[int, list[Event]]
+"""Events of the prompt of that number, which came together."""
 
 
 class Answer:
@@ -62,45 +69,47 @@ class Answer:
 
     def __init__(
         self,
-        events: AsyncGenerator[tuple[int, Event], None],
+        batches: AsyncGenerator[Batch, None],
         renderer: Renderer,
         metrics: GatewayMetrics,
         model: str,
         arrived_s: float,
     ) -> None:
-        self._events = events
+        self._batches = batches
         self._renderer = renderer
         self._metrics = metrics
         self._model = model
         self._times = metrics.tokens(model, arrived_s)
-        self._opening: list[tuple[int, Event]] = []
+        self._opening: list[Batch] = []
         metrics.running.inc()
 
     async def open(self, prompts: int) -> None:
         """Wait until so many prompts are admitted; what comes before that is kept."""
-        while prompts:
-            number, event = await anext(self._events)
-            self._opening.append((number, event))
-            prompts -= isinstance(event, Started)
+        while prompts > 0:
+            number, events = await anext(self._batches)
+            self._opening.append((number, events))
+            prompts -= sum(isinstance(event, Started) for event in events)
 
     async def whole(self) -> bytes:
         """The fold of all events, as JSON."""
-        async for number, event in self._events:
-            self._observe(event)
-            self._renderer.add(number, event)
+        async for number, events in self._batches:
+            self._observe(events)
+            for event in events:
+                self._renderer.add(number, event)
         return self._renderer.answer()
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
-        """Server-sent events, `[DONE]` last; a failure ends them with an error event instead."""
+        """Server-sent events, `[DONE]` last; a failure ends them with an error event instead.
+
+        Events that came together are sent together.
+        """
         try:
-            for number, event in self._opening:
-                self._observe(event)
-                for frame in self._renderer.chunks(number, event):
-                    yield frame
-            async for number, event in self._events:
-                self._observe(event)
-                for frame in self._renderer.chunks(number, event):
-                    yield frame
+            for number, events in self._opening:
+                if piece := self._piece(number, events):
+                    yield piece
+            async for number, events in self._batches:
+                if piece := self._piece(number, events):
+                    yield piece
         except TriremeError as error:
             self._metrics.broke(self._model, error.code)
             yield sse(orjson.dumps(error_body(error)))
@@ -111,18 +120,20 @@ class Answer:
             self._metrics.broke(self._model, fault.code)
             yield sse(orjson.dumps(error_body(fault)))
             return
-        last = self._renderer.last_chunk()
-        if last is not None:
-            yield last
-        yield SSE_DONE
+        yield (self._renderer.last_chunk() or b"") + SSE_DONE
 
     async def close(self) -> None:
         """Stop the workers if they are not done, and release what the request holds."""
         try:
-            await self._events.aclose()
+            await self._batches.aclose()
         finally:
             self._metrics.running.dec()
 
-    def _observe(self, event: Event) -> None:
-        if isinstance(event, Delta):
-            self._times.delta(perf_counter())
+    def _piece(self, number: int, events: list[Event]) -> bytes:
+        self._observe(events)
+        return b"".join(f for event in events for f in self._renderer.chunks(number, event))
+
+    def _observe(self, events: list[Event]) -> None:
+        deltas = sum(isinstance(event, Delta) for event in events)
+        if deltas:
+            self._times.deltas(deltas, perf_counter())

@@ -22,6 +22,7 @@ from gateway.errors import install_error_handlers
 from gateway.fastchat_client import FastChatClient
 from gateway.fleet_view import FleetView
 from gateway.fleet_watch import FleetWatch
+from gateway.http_client import HttpPool
 from gateway.metrics import UNKNOWN_MODEL, GatewayMetrics
 from gateway.openapi import describe_bodies
 from gateway.routes import ROUTERS
@@ -48,15 +49,14 @@ def create_app(settings: GatewaySettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        timeouts = Timeouts(
-            settings.connect_timeout_s, settings.first_event_timeout_s, settings.stall_timeout_s
-        )
+        timeouts = Timeouts(settings.first_event_timeout_s, settings.stall_timeout_s)
         async with open_session() as session:
 
             def alive(worker: WorkerRecord) -> bool:
                 return worker.instance_id in view.snapshot.workers
 
-            http = WorkerHttp(session, settings.cluster_token, timeouts, alive)
+            pool = HttpPool(settings.connect_timeout_s)
+            http = WorkerHttp(pool, settings.cluster_token, timeouts, alive)
             fastchat = FastChatClient(http)
 
             def changed() -> None:
@@ -82,6 +82,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
                 yield
             finally:
                 await watch.stop()
+                pool.close()
 
     def not_ready() -> str | None:
         if draining:

@@ -8,7 +8,6 @@ acquired is released in `finally`.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from random import Random
@@ -32,7 +31,6 @@ from protocol.generation import (
     Event,
     Failed,
     GenerateRequest,
-    Prompt,
     Started,
     TokenizeRequest,
 )
@@ -112,8 +110,10 @@ class Dispatcher:
             )
         raise _no_worker(model)
 
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
-        """`Started` first, `Done` last; close it to abort the request on its worker.
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[list[Event], None]:
+        """Events as they come together, `Started` first, `Done` last.
+
+        Close it to abort the request on its worker.
 
         Raises:
             TriremeError: instead of a `Failed` event, by the generator.
@@ -142,7 +142,7 @@ class Dispatcher:
 
     async def _attempts(
         self, request: GenerateRequest, prefix: Fingerprint, tokens: int
-    ) -> AsyncGenerator[Event, None]:
+    ) -> AsyncGenerator[list[Event], None]:
         begun, limit_s = monotonic(), request.deadline_s
         retry = _Retry(self._budget, self._metrics, request.model)
         started = False
@@ -152,49 +152,30 @@ class Dispatcher:
             if left_s is not None and left_s <= 0:
                 raise TriremeError("deadline_exceeded", "The request took too long.")
             delivered = False
+            fenced = _attempt(request, worker, retry.tries, left_s)
+            stream = self._clients[worker.wire].generate(worker, fenced)
+            order = _Order()
             try:
                 with self._lend(worker, tokens) as breaker:
-                    stream = self._stream(worker, request, retry.tries, left_s)
-                    async with aclosing(stream) as events:
-                        async for event in events:
-                            if isinstance(event, Started):
+                    async with aclosing(stream) as batches:
+                        async for batch in batches:
+                            events = order.checked(batch)
+                            if events and isinstance(events[0], Started):
                                 breaker.end(False, monotonic())
                                 self._prefixes.record(prefix, worker.instance_id)
                                 if started:
-                                    continue
+                                    events = events[1:]
                                 started = True
-                            elif isinstance(event, Prompt | Delta):
-                                delivered = True
-                            yield event
-                return
+                            if events:
+                                delivered = delivered or not isinstance(events[-1], Started)
+                                yield events
+                            if order.fault is not None:
+                                raise order.fault
+                            if order.ended:
+                                return
+                    raise TriremeError("worker_lost", "The worker's answer ended early.")
             except TriremeError as error:
                 retry.note(worker, error, delivered)
-
-    async def _stream(
-        self, worker: WorkerRecord, request: GenerateRequest, attempt: int, left_s: float | None
-    ) -> AsyncGenerator[Event, None]:
-        """One worker's events, checked: no gap, a terminal event at the end."""
-        fenced = request.model_copy(
-            update={
-                "request_id": f"{request.request_id}.{attempt}",
-                "deadline_s": left_s,
-                **_fence(worker, request.model),
-            }
-        )
-        expected: defaultdict[int, int] = defaultdict(int)
-        client = self._clients[worker.wire]
-        async with aclosing(client.generate(worker, fenced)) as events:
-            async for event in events:
-                if isinstance(event, Failed):
-                    raise event.error()
-                if isinstance(event, Delta):
-                    if event.pos != expected[event.index]:
-                        raise TriremeError("worker_lost", "The worker's answer has a gap.")
-                    expected[event.index] += len(event.ids)
-                yield event
-                if isinstance(event, Done):
-                    return
-        raise TriremeError("worker_lost", "The worker's answer ended early.")
 
     def _choose(
         self, request: GenerateRequest, prefix: Fingerprint, tokens: int, retry: _Retry
@@ -276,6 +257,36 @@ class Dispatcher:
         return self._policy(query, self._rng)[0]
 
 
+class _Order:
+    """What one worker's events must keep to: no gap between them, one terminal event.
+
+    Attributes:
+        fault: why nothing follows the events that were given, when that is a failure.
+        ended: whether `Done` was among them.
+    """
+
+    def __init__(self) -> None:
+        self.fault: TriremeError | None = None
+        self.ended = False
+        self._next: dict[int, int] = {}
+
+    def checked(self, events: list[Event]) -> list[Event]:
+        """Those that may be passed on."""
+        for at, event in enumerate(events):
+            if isinstance(event, Delta):
+                if event.pos != self._next.get(event.index, 0):
+                    self.fault = TriremeError("worker_lost", "The worker's answer has a gap.")
+                    return events[:at]
+                self._next[event.index] = event.pos + len(event.ids)
+            elif isinstance(event, Failed):
+                self.fault = event.error()
+                return events[:at]
+            elif isinstance(event, Done):
+                self.ended = True
+                return events[: at + 1]
+        return events
+
+
 class _Retry:
     """What went wrong with one request so far, and whether it may go on."""
 
@@ -308,6 +319,19 @@ class _Retry:
         if error.code in _ADDS_LOAD and not self._budget.spend():
             raise error
         self._metrics.retried(self._model, error.code)
+
+
+def _attempt(
+    request: GenerateRequest, worker: WorkerRecord, number: int, left_s: float | None
+) -> GenerateRequest:
+    """The request as this worker gets it."""
+    return request.model_copy(
+        update={
+            "request_id": f"{request.request_id}.{number}",
+            "deadline_s": left_s,
+            **_fence(worker, request.model),
+        }
+    )
 
 
 def _fence(worker: WorkerRecord, model: str) -> dict[str, str | None]:

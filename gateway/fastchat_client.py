@@ -95,7 +95,7 @@ class FastChatClient:
 
     async def generate(
         self, worker: WorkerRecord, request: GenerateRequest
-    ) -> AsyncGenerator[Event, None]:
+    ) -> AsyncGenerator[list[Event], None]:
         if field := needs_native(request):
             raise TriremeError(
                 "unsupported_parameter",
@@ -113,12 +113,12 @@ class FastChatClient:
         async with aclosing(merged(streams, at_once=len(streams))) as deltas:
             async for _, delta in deltas:
                 if not started:  # a worker's fault shows in its first frame, before any status
-                    yield Started(prompt_tokens, worker.instance_id, "")
+                    yield [Started(prompt_tokens, worker.instance_id, "")]
                     if request.echo:
-                        yield Prompt(ids=[], text=prompt)
+                        yield [Prompt(ids=[], text=prompt)]
                     started = True
-                yield delta
-        yield Done(prompt_tokens, sum(choice.completion_tokens for choice in choices))
+                yield [delta]
+        yield [Done(prompt_tokens, sum(choice.completion_tokens for choice in choices))]
 
     async def embed(
         self, worker: WorkerRecord, request: EmbedRequest, timeout_s: float
@@ -178,11 +178,9 @@ class FastChatClient:
         """One choice; its last delta, which has the finish reason, comes when the stream ends."""
         http, splitter = self._http, FrameSplitter(NUL)
         frame: dict[str, Any] | None = None
-        async with (
-            http.open(worker, "/worker_generate_stream", body, float("inf"), deadline) as response,
-            aclosing(http.chunks(worker, response, lambda: float("inf"), deadline)) as chunks,
-        ):
-            async for chunk in chunks:
+        opened = http.open(worker, "/worker_generate_stream", body, float("inf"), deadline)
+        async with opened as reply:
+            async for chunk in reply:
                 for raw in splitter.feed(chunk):
                     frame = _read(raw)
                     delta = _delta(choice, frame, stable=True)

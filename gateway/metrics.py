@@ -99,8 +99,11 @@ class TokenTimes:
         self._last_s = arrived_s
         self._begun = False
 
-    def delta(self, now_s: float) -> None:
+    def deltas(self, count: int, now_s: float) -> None:
+        """So many came together: nothing lies between them."""
         (self._between if self._begun else self._first).observe(now_s - self._last_s)
+        for _ in range(count - 1):
+            self._between.observe(0.0)
         self._begun, self._last_s = True, now_s
 
 

@@ -1,4 +1,4 @@
-"""Calls to workers by the native wire, over one pooled HTTP client.
+"""Calls to workers by the native wire.
 
 The border where foreign errors end: what leaves here is a `TriremeError`. A stream is closed when
 its generator is closed, and the worker aborts the request when its stream is closed.
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from io import BytesIO
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import aiohttp
 from pydantic import BaseModel
 from pydantic_core import from_json
 
+from gateway.http_client import IDLE_CONNECTION_S, Answer, Broken, ConnectFailed, HttpPool
 from protocol.errors import TriremeError
 from protocol.fleet import WorkerRecord
 from protocol.framing import NEWLINE, FrameSplitter
@@ -38,12 +38,6 @@ log = logging.getLogger(__name__)
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
-LARGE_BODY_BYTES: Final = 1024 * 1024
-"""Larger bodies are sent in pieces, so that the event loop is not held up."""
-ALIVE_CHECK_S: Final = 1.0
-IDLE_CONNECTION_S: Final = 30.0
-"""Idle connections are dropped long before a worker drops them (75 s), so none is found dead."""
-
 _OURS_NOT_THE_CLIENTS: Final = frozenset(
     "missing_api_key invalid_api_key unknown_url method_not_supported "
     "unsupported_content_type".split()
@@ -52,9 +46,8 @@ _OURS_NOT_THE_CLIENTS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Bounds in seconds: to connect, to be admitted, between two events of an answer."""
+    """Bounds in seconds: to be admitted, between two events of an answer."""
 
-    connect_s: float
     first_event_s: float
     stall_s: float
 
@@ -64,8 +57,10 @@ class WorkerClient(Protocol):
 
     def generate(
         self, worker: WorkerRecord, request: GenerateRequest
-    ) -> AsyncGenerator[Event, None]:
-        """`Started` first, exactly one terminal event last.
+    ) -> AsyncGenerator[list[Event], None]:
+        """The events as they come, those that come together in one list, which is never empty.
+
+        `Started` is the first, exactly one terminal event the last.
 
         Raises:
             TriremeError: what kept the worker from answering.
@@ -84,7 +79,7 @@ class WorkerClient(Protocol):
 
 
 def open_session() -> aiohttp.ClientSession:
-    """The process's one client for workers and controllers; needs a running loop."""
+    """The process's HTTP client for controllers and probes; needs a running loop."""
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_CONNECTION_S)
     return aiohttp.ClientSession(
         connector=connector, timeout=aiohttp.ClientTimeout(total=None), auto_decompress=False
@@ -100,14 +95,14 @@ class WorkerHttp:
 
     def __init__(
         self,
-        session: aiohttp.ClientSession,
+        pool: HttpPool,
         cluster_token: str,
         timeouts: Timeouts,
         alive: Callable[[WorkerRecord], bool],
     ) -> None:
         self.timeouts = timeouts
         self._alive = alive
-        self._session = session
+        self._pool = pool
         self._headers = {"Content-Type": "application/json"}
         if cluster_token:
             self._headers["Authorization"] = f"Bearer {cluster_token}"
@@ -120,102 +115,71 @@ class WorkerHttp:
                 `worker_timeout`.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
-        with _mapped(deadline):
-            async with (
-                asyncio.timeout(timeout_s),
-                self.open(worker, path, body, timeout_s, deadline) as response,
-            ):
-                return await response.read()
+        async with self.open(worker, path, body, timeout_s, deadline) as reply:
+            pieces = [piece async for piece in reply]
+        return b"".join(pieces)
 
     @asynccontextmanager
     async def open(
         self, worker: WorkerRecord, path: str, body: bytes, patience_s: float, deadline: float
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AsyncIterator[Reply]:
         """A 200 whose body is still to be read; closed with the connection if it is not.
 
         Args:
-            patience_s: longest wait for the answer's headers.
+            patience_s: longest wait for the answer's headers, and for each piece of its body
+                until the reader says otherwise.
             deadline: loop time at which the request has failed.
         """
-        post = self._session.post(
-            worker.address + path,
-            data=body if len(body) <= LARGE_BODY_BYTES else BytesIO(body),
-            headers=self._headers,
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self.timeouts.connect_s),
-            allow_redirects=False,
-        )
-        with _mapped(deadline):
-            response = await self._answered(worker, post, patience_s, deadline)
+
+        def gone() -> TriremeError | None:
+            if self._alive(worker):
+                return None
+            return TriremeError("worker_lost", "The worker left the fleet.")
+
         try:
-            if response.status != 200:
-                with _mapped(deadline):
-                    async with asyncio.timeout(patience_s):
-                        raise _refusal(worker, response.status, await response.read())
-            yield response
-        finally:
-            response.close()
+            answer = await self._pool.post(worker.address, path, self._headers, body)
+        except ConnectFailed as error:
+            raise TriremeError("worker_unreachable", "The worker cannot be reached.") from error
+        with answer:
+            reply = Reply(answer, deadline, gone)
+            reply.be_patient(patience_s)
+            try:
+                if await answer.headers() != 200:
+                    raise _refusal(worker, answer.status, await answer.whole())
+            except (Broken, TimeoutError) as error:
+                raise _in_our_terms(error, deadline) from error
+            yield reply
 
-    async def _answered(
-        self,
-        worker: WorkerRecord,
-        post: Coroutine[Any, Any, aiohttp.ClientResponse],
-        patience_s: float,
-        deadline: float,
-    ) -> aiohttp.ClientResponse:
-        """The answer once its headers are there; TimeoutError when that takes too long."""
-        loop = asyncio.get_running_loop()
-        until = min(loop.time() + patience_s, deadline)
-        task = asyncio.create_task(post)
+
+class Reply:
+    """The body of a 200 as it comes: iterate it."""
+
+    def __init__(
+        self, answer: Answer, deadline: float, gone: Callable[[], TriremeError | None]
+    ) -> None:
+        self._answer = answer
+        self._deadline = deadline
+        self._gone = gone
+
+    def be_patient(self, patience_s: float) -> None:
+        """Set the longest wait for a piece from now on."""
+        self._answer.watch(patience_s, self._deadline, self._gone)
+
+    def enough(self) -> None:
+        """What is still to come does not matter; it is not waited for."""
+        self._answer.wanted = False
+
+    def __aiter__(self) -> Reply:
+        return self
+
+    async def __anext__(self) -> bytes:
         try:
-            while not task.done():
-                left_s = until - loop.time()
-                if left_s <= 0:
-                    raise TimeoutError
-                await asyncio.wait((task,), timeout=min(left_s, ALIVE_CHECK_S))
-                if not task.done():
-                    self._require_alive(worker)
-            return task.result()
-        except BaseException:
-            task.cancel()
-            (late,) = await asyncio.gather(task, return_exceptions=True)
-            if isinstance(late, aiohttp.ClientResponse):
-                late.close()
-            raise
-
-    def _require_alive(self, worker: WorkerRecord) -> None:
-        if not self._alive(worker):
-            raise TriremeError("worker_lost", "The worker left the fleet.")
-
-    async def chunks(
-        self,
-        worker: WorkerRecord,
-        response: aiohttp.ClientResponse,
-        patience_s: Callable[[], float],
-        deadline: float,
-    ) -> AsyncGenerator[bytes, None]:
-        """The body as it comes.
-
-        Args:
-            patience_s: longest wait for the next piece, asked anew for each.
-            deadline: loop time at which the request has failed.
-        """
-        loop = asyncio.get_running_loop()
-        while True:
-            stalled = loop.time() + patience_s()
-            data = None
-            while data is None:
-                left_s = min(stalled, deadline) - loop.time()
-                if left_s <= 0:
-                    raise _too_slow(loop.time() >= deadline)
-                with _mapped(deadline):
-                    try:
-                        async with asyncio.timeout(min(left_s, ALIVE_CHECK_S)):
-                            data = await response.content.readany()
-                    except TimeoutError:
-                        self._require_alive(worker)
-            if not data:
-                return
-            yield data
+            piece = await self._answer.read()
+        except (Broken, TimeoutError) as error:
+            raise _in_our_terms(error, self._deadline) from error
+        if not piece:
+            raise StopAsyncIteration
+        return piece
 
 
 class NativeClient:
@@ -226,27 +190,32 @@ class NativeClient:
 
     async def generate(
         self, worker: WorkerRecord, request: GenerateRequest
-    ) -> AsyncGenerator[Event, None]:
+    ) -> AsyncGenerator[list[Event], None]:
         timeouts = self._http.timeouts
         limit_s = request.deadline_s or float("inf")
         deadline = asyncio.get_running_loop().time() + limit_s
-        patience_s = timeouts.first_event_s
         splitter = FrameSplitter(NEWLINE)
-        body = _json(request)
-        async with (
-            self._http.open(
-                worker, "/native/generate", body, timeouts.first_event_s, deadline
-            ) as response,
-            aclosing(self._http.chunks(worker, response, lambda: patience_s, deadline)) as chunks,
-        ):
-            async for chunk in chunks:
-                for event in _events(splitter, chunk):
-                    yield event
-                    if isinstance(event, Done | Failed):
-                        return
-                    # an admitted request may wait in the queue; a running one may not pause long
-                    started = isinstance(event, Started)
-                    patience_s = float("inf") if started else timeouts.stall_s
+        opened = self._http.open(
+            worker, "/native/generate", _json(request), timeouts.first_event_s, deadline
+        )
+        running = False
+        async with opened as reply:
+            async for chunk in reply:
+                events = _events(splitter, chunk)
+                if not events:
+                    continue
+                last = events[-1]
+                if isinstance(last, Done | Failed):
+                    reply.enough()
+                    yield events
+                    return
+                # an admitted request may wait in the queue; a running one may not pause long
+                if isinstance(last, Started):
+                    reply.be_patient(float("inf"))
+                elif not running:
+                    running = True
+                    reply.be_patient(timeouts.stall_s)
+                yield events
         raise TriremeError("worker_lost", "The worker's answer ended early.")
 
     async def embed(
@@ -283,21 +252,11 @@ def _answer(model: type[_Model], body: bytes) -> _Model:
         raise TriremeError("worker_lost", "The worker's answer is malformed.") from error
 
 
-@contextmanager
-def _mapped(deadline: float = float("inf")) -> Iterator[None]:
-    """aiohttp's errors in our terms; a timeout after the loop time `deadline` is the request's."""
-    try:
-        yield
-    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-        raise TriremeError("worker_unreachable", "The worker cannot be reached.") from error
-    except TimeoutError as error:
-        raise _too_slow(asyncio.get_running_loop().time() >= deadline) from error
-    except (aiohttp.ClientError, OSError) as error:
-        raise TriremeError("worker_lost", "The connection to the worker broke.") from error
-
-
-def _too_slow(deadline_passed: bool) -> TriremeError:
-    if deadline_passed:
+def _in_our_terms(error: Broken | TimeoutError, deadline: float) -> TriremeError:
+    """A timeout after the loop time `deadline` is the request's, one before it the worker's."""
+    if isinstance(error, Broken):
+        return TriremeError("worker_lost", "The connection to the worker broke.")
+    if asyncio.get_running_loop().time() >= deadline:
         return TriremeError("deadline_exceeded", "The request took longer than its time limit.")
     return TriremeError("worker_timeout", "The worker did not answer in time.")
 

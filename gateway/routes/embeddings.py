@@ -8,11 +8,11 @@ from base64 import b64decode
 
 from fastapi import APIRouter, Request, Response
 
-from gateway.connection import while_connected
 from gateway.openapi import body_of
 from gateway.state import admit, arrival_of, gateway_of, read
 from gateway.translate import embed_request
 from protocol.openai import EmbeddingObject, EmbeddingsRequest, EmbeddingsResponse, UsageInfo
+from trireme.service.streaming import Leash
 
 router = APIRouter(tags=["embeddings"])
 
@@ -42,7 +42,8 @@ async def _embed(request: Request, asked: EmbeddingsRequest) -> Response:
     admit(request, asked.model)
     wanted = embed_request(asked, request_id=arrival.request_id)
     dispatcher = gateway_of(request).dispatcher
-    found = await while_connected(request, dispatcher.embed(wanted, arrival.deadline_s))
+    async with Leash(request.receive):
+        found = await dispatcher.embed(wanted, arrival.deadline_s)
     vectors = found.embeddings_b64
     answer = EmbeddingsResponse(
         object="list",

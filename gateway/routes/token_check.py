@@ -7,7 +7,6 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
-from gateway.connection import while_connected
 from gateway.openapi import body_of
 from gateway.state import admit, arrival_of, gateway_of, read
 from protocol.generation import TokenizeRequest
@@ -17,6 +16,7 @@ from protocol.openai import (
     TokenCheckRequest,
     TokenCheckResponse,
 )
+from trireme.service.streaming import Leash
 
 router = APIRouter(tags=["tokens"])
 
@@ -53,5 +53,6 @@ async def token_check(request: Request) -> Response:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    found = TokenCheckResponse(prompts=await while_connected(request, check_all()))
+    async with Leash(request.receive):
+        found = TokenCheckResponse(prompts=await check_all())
     return Response(found.to_json(), media_type="application/json")

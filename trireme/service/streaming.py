@@ -1,0 +1,179 @@
+"""Answers and the clients who may leave before their end, for every tier's edge.
+
+Under an ASGI server a send to a client that is gone succeeds silently, so `receive` is watched.
+A stream runs in its request's own task: one watching task and one timer stand beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from types import MappingProxyType, TracebackType
+from typing import Final, Self
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class Leash:
+    """`async with Leash(receive):` the block is cancelled when the client goes away.
+
+    The request's body must have been read before.
+
+    Raises:
+        ClientDisconnect: at the block's end, when the client went away or `pull` was called.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._pulled = self._over = False
+        self._task: asyncio.Task[object] | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._cancelling = 0
+
+    def pull(self) -> None:
+        """End the block as if the client had gone."""
+        if not self._over and not self._pulled and self._task is not None:
+            self._pulled = True
+            self._task.cancel()
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.current_task()
+        assert self._task is not None
+        self._cancelling = self._task.cancelling()
+        self._watch = asyncio.create_task(_gone(self._receive))
+        self._watch.add_done_callback(lambda _watch: self.pull())
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._watch is not None
+        assert self._task is not None
+        self._over = True
+        self._watch.cancel()
+        if self._pulled:
+            ours_alone = self._task.uncancel() <= self._cancelling
+            if ours_alone and kind is asyncio.CancelledError:
+                raise ClientDisconnect from error
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class Patience:
+    """How long a client may read nothing, and when an idle stream says that it lives.
+
+    Attributes:
+        stuck_s: a client that reads nothing for so long is given up.
+        ping: sent after `ping_s` seconds without anything else; empty sends nothing.
+        tick_s: how often both are looked at.
+    """
+
+    __slots__ = ("ping", "ping_s", "stuck_s", "tick_s")
+
+    def __init__(
+        self, stuck_s: float, *, ping: bytes = b"", ping_s: float = 15.0, tick_s: float = 1.0
+    ) -> None:
+        self.stuck_s, self.ping, self.ping_s, self.tick_s = stuck_s, ping, ping_s, tick_s
+
+
+class ByteStream(Response):
+    """Sends ready pieces of a body; stops and closes their source when the client goes.
+
+    Args:
+        pieces: only this response iterates and closes it.
+        close: awaited at the end, however it comes.
+        stuck: called when the client is given up because it reads nothing.
+    """
+
+    def __init__(
+        self,
+        pieces: AsyncGenerator[bytes, None],
+        media_type: str,
+        patience: Patience,
+        *,
+        headers: Mapping[str, str] = NO_HEADERS,
+        close: Callable[[], Awaitable[None]] | None = None,
+        stuck: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(media_type=media_type, headers=headers)
+        del self.headers["content-length"]
+        self._pieces = pieces
+        self._close = close
+        self._patience = patience
+        self._stuck = stuck
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            start = {"status": self.status_code, "headers": self.raw_headers}
+            await send({"type": "http.response.start", **start})
+            async with (
+                Leash(receive) as leash,
+                _Vigil(send, self._patience, leash, self._stuck) as to,
+            ):
+                async for piece in self._pieces:
+                    await to.send(piece)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except ClientDisconnect:
+            pass  # nobody is left to be told
+        finally:
+            await self._pieces.aclose()
+            if self._close is not None:
+                await self._close()
+
+
+class _Vigil:
+    """Sends, and looks after an idle or stuck client by a timer."""
+
+    def __init__(
+        self, send: Send, patience: Patience, leash: Leash, stuck: Callable[[], None] | None
+    ) -> None:
+        self._send = send
+        self._patience = patience
+        self._leash = leash
+        self._stuck = stuck
+        self._loop = asyncio.get_running_loop()
+        self._sending = False
+        self._sent_s = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._ping: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._timer = self._loop.call_later(self._patience.tick_s, self._tick)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._ping is not None:
+            self._ping.cancel()
+            await asyncio.gather(self._ping, return_exceptions=True)
+
+    async def send(self, body: bytes) -> None:
+        """Returns when the connection takes more."""
+        self._sending, self._sent_s = True, self._loop.time()
+        try:
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        finally:
+            self._sending = False
+
+    def _tick(self) -> None:
+        patience = self._patience
+        idle_s = self._loop.time() - self._sent_s
+        if self._sending and idle_s > patience.stuck_s:
+            if self._stuck is not None:
+                self._stuck()
+            self._leash.pull()
+            return
+        if patience.ping and not self._sending and idle_s > patience.ping_s:
+            self._ping = asyncio.create_task(self.send(patience.ping))
+        self._timer = self._loop.call_later(patience.tick_s, self._tick)
