@@ -19,7 +19,7 @@ from worker.engine.protocol import (
     RawLogprob,
     StepOutput,
 )
-from worker.engine.rates import Rate
+from worker.engine.rates import PrefillPace, Rate
 from worker.engine.scheduler import Scheduled, Scheduler
 from worker.engine.sequence import Sequence, sequences_of
 
@@ -96,6 +96,7 @@ class EngineCore:
         self._generation_tokens = 0
         self._prefill_rate = Rate()
         self._decode_rate = Rate()
+        self._pace = PrefillPace()
 
     @property
     def has_work(self) -> bool:
@@ -119,7 +120,7 @@ class EngineCore:
     def step(self) -> list[tuple[str, Output]]:
         """Compute one step; outputs with the id of their job."""
         outputs = self._drop_expired()
-        batch = self._scheduler.schedule()
+        batch = self._scheduler.schedule(self._pace.budget)
         if batch:
             started = self._clock()
             results = self.runner.run(batch)
@@ -207,6 +208,7 @@ class EngineCore:
 
     def _count(self, batch: SequenceOf[Scheduled], seconds: float) -> None:
         prefill = sum(item.num_new for item in batch if item.num_new > 1)
+        self._pace.observe(prefill, sum(item.num_new == 1 for item in batch), seconds)
         self._prefill_rate.add(prefill, seconds)
         self._decode_rate.add(sum(item.samples for item in batch), seconds)
         self._generation_tokens += sum(item.samples for item in batch)

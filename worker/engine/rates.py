@@ -1,4 +1,4 @@
-"""Measured tokens a second, for the load that a worker reports."""
+"""What the engine measures of itself: tokens a second, and how much prefill a step bears."""
 
 from __future__ import annotations
 
@@ -25,3 +25,42 @@ class Rate:
     def value(self) -> float:
         """Amount a second, 0 before anything was counted."""
         return self._amount / self._seconds if self._seconds > 0 else 0.0
+
+
+class PrefillPace:
+    """How many prompt tokens a step may compute beside decodes.
+
+    The time for them stays below `share` of what the decodes take alone, so that a long prompt
+    less than doubles the time between two tokens of the others, on any machine.
+
+    Args:
+        share: of the time of a step without prefill.
+        least: tokens that are always allowed, so that prompts come forward.
+    """
+
+    def __init__(self, share: float = 0.8, least: int = 16) -> None:
+        self._share = share
+        self._least = least
+        self._decode_s: float | None = None
+        self._token_s: float | None = None
+
+    def observe(self, prefill_tokens: int, num_decodes: int, seconds: float) -> None:
+        """Take a step's duration."""
+        if not prefill_tokens:
+            self._decode_s = _towards(self._decode_s, seconds)
+        elif not num_decodes:
+            self._token_s = _towards(self._token_s, seconds / prefill_tokens)
+        elif self._decode_s is not None:
+            beside = max(0.0, seconds - self._decode_s)
+            self._token_s = _towards(self._token_s, beside / prefill_tokens)
+
+    @property
+    def budget(self) -> int:
+        """Most prompt tokens in the next step, if it has decodes."""
+        if self._decode_s is None or not self._token_s:
+            return 4 * self._least
+        return max(self._least, int(self._share * self._decode_s / self._token_s))
+
+
+def _towards(mean: float | None, value: float) -> float:
+    return value if mean is None else mean + 0.2 * (value - mean)

@@ -84,12 +84,28 @@ class Scheduler:
         everyone = [*self.running, *(entry[-1] for entry in self._waiting)]
         return [seq for seq in everyone if seq.deadline is not None and seq.deadline <= now_s]
 
-    def schedule(self) -> list[Scheduled]:
-        """The next step's work: decodes, then running prefills, then admissions."""
+    def schedule(self, prefill_budget: int | None = None) -> list[Scheduled]:
+        """The next step's work: decodes, then running prefills, then admissions.
+
+        Args:
+            prefill_budget: most tokens of prefills in a step that has decodes; None for no limit
+                of their own.
+        """
         budget = self._max_batch_tokens
         batch: list[Scheduled] = []
-        by_age = sorted(self.running, key=lambda seq: (seq.num_pending > 1, _age(seq)))
-        for seq in by_age:
+        by_age = sorted(self.running, key=_age)
+        decodes = [seq for seq in by_age if seq.num_pending == 1]
+        prefills = [seq for seq in by_age if seq.num_pending > 1]
+        budget = self._extend(decodes, budget, batch)
+        if batch and prefill_budget is not None:
+            budget = min(budget, prefill_budget)
+        budget = self._extend(prefills, budget, batch)
+        self._admit(budget, batch)
+        return batch
+
+    def _extend(self, seqs: SequenceOf[Sequence], budget: int, batch: list[Scheduled]) -> int:
+        """Give running sequences their next tokens; what is left of the budget."""
+        for seq in seqs:
             if budget == 0:
                 break
             if not seq.block_table:
@@ -100,8 +116,7 @@ class Scheduler:
             self._pool.grow(seq, seq.num_computed + num_new)
             batch.append(Scheduled(seq, num_new))
             budget -= num_new
-        self._admit(budget, batch)
-        return batch
+        return budget
 
     def update(self, batch: SequenceOf[Scheduled], sampled: SequenceOf[int | None]) -> None:
         """Take a step's result: one token id a batch entry, None where none was sampled."""

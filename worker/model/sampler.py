@@ -7,16 +7,20 @@ parameters alone: not on its batch mates, not on when or where it resumed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Final
 
 import torch
+import torch.nn.functional as F
 
 from worker.engine.protocol import RawLogprob, SequenceParams
 from worker.engine.sequence import Sequence
 
 _MASK: Final = 2**64 - 1
+_WIDTHS: Final = (256, 4096)  # most likely tokens to look at, before all of them
+_PART: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +52,17 @@ def sample(logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> list[Choice]:
         seqs: the rows' sequences; only read.
     """
     logits = logits.float()
-    bad = {row for row, ok in enumerate(logits.isfinite().all(-1).tolist()) if not ok}
+    # one pass: a sum is finite only if all its terms are
+    bad = {row for row, total in enumerate(logits.sum(-1).tolist()) if not math.isfinite(total)}
     shaped = _shape(logits, seqs)
-    tokens = shaped.argmax(-1).tolist()
+    tokens = [0] * len(seqs)
+    greedy = [row for row, seq in enumerate(seqs) if _is_greedy(seq.params)]
     drawn = [row for row, seq in enumerate(seqs) if not _is_greedy(seq.params) and row not in bad]
-    if drawn:
-        for row, token in zip(drawn, _draw(shaped, drawn, seqs), strict=True):
+    for rows, found in (
+        (greedy, _rows(shaped, greedy).argmax(-1).tolist() if greedy else []),
+        (drawn, _draw(_rows(shaped, drawn), [seqs[row] for row in drawn]) if drawn else []),
+    ):
+        for row, token in zip(rows, found, strict=True):
             tokens[row] = token
     raw = _raw_logprobs(logits, tokens, [seq.params.logprobs for seq in seqs])
     return [
@@ -121,57 +130,96 @@ def _shape_row(row: torch.Tensor, seq: Sequence) -> None:
         row[[token for token in forbidden if token < row.shape[0]]] = float("-inf")
 
 
-def _draw(shaped: torch.Tensor, rows: SequenceOf[int], seqs: SequenceOf[Sequence]) -> list[int]:
-    """Sample `rows` of [rows, vocab] by temperature, top_k, top_p, min_p, in this order."""
-    params = [seqs[row].params for row in rows]
-    device = shaped.device
-    temperature = torch.tensor([one.temperature for one in params], device=device)
-    scaled = shaped[list(rows)] / temperature[:, None]
+def _rows(logits: torch.Tensor, rows: SequenceOf[int]) -> torch.Tensor:
+    return logits if len(rows) == len(logits) else logits[list(rows)]
+
+
+def _draw(shaped: torch.Tensor, seqs: SequenceOf[Sequence]) -> list[int]:
+    """Sample each row of [rows, vocab] by temperature, top_k, top_p, min_p, in this order."""
+    params = [seq.params for seq in seqs]
+    temperature = torch.tensor([one.temperature for one in params], device=shaped.device)
+    scaled = shaped / temperature[:, None]
     draws = torch.tensor(
-        [
-            uniform(one.seed, seqs[row].index, seqs[row].num_output)
-            for row, one in zip(rows, params, strict=True)
-        ],
-        device=device,
+        [uniform(seq.params.seed, seq.index, seq.num_output) for seq in seqs],
+        device=shaped.device,
         dtype=torch.float64,
     )
-    tokens = torch.empty(len(rows), dtype=torch.long, device=device)
-    cut = [at for at, one in enumerate(params) if one.top_k > 0 or one.top_p < 1.0]
-    whole = [at for at, one in enumerate(params) if not (one.top_k > 0 or one.top_p < 1.0)]
+    whole = [at for at, one in enumerate(params) if not _is_cut(one)]
+    left = [at for at, one in enumerate(params) if _is_cut(one)]
+    tokens = [0] * len(seqs)
     if whole:
-        min_p = torch.tensor([params[at].min_p for at in whole], device=device)
-        tokens[whole] = _invert(_above_min_p(scaled[whole].softmax(-1), min_p), draws[whole])
-    if cut:
-        top = [params[at] for at in cut]
-        ranked, ids = scaled[cut].sort(dim=-1, descending=True, stable=True)
-        width = ranked.shape[-1]
-        top_k = torch.tensor([one.top_k if one.top_k > 0 else width for one in top], device=device)
-        ranked.masked_fill_(
-            torch.arange(width, device=device)[None, :] >= top_k[:, None], float("-inf")
-        )
-        probs = ranked.softmax(-1)
-        before = probs.cumsum(-1) - probs
-        top_p = torch.tensor([one.top_p for one in top], device=device)
-        probs = probs.masked_fill(before >= top_p[:, None], 0.0)
-        min_p = torch.tensor([one.min_p for one in top], device=device)
-        ranks = _invert(_above_min_p(probs, min_p), draws[cut])
-        tokens[cut] = ids.gather(1, ranks[:, None])[:, 0]
-    found: list[int] = tokens.tolist()
+        probs = _above_min_p(_rows(scaled, whole).softmax(-1), [params[at] for at in whole])
+        for at, token in zip(whole, _invert(probs, draws[whole]).tolist(), strict=True):
+            tokens[at] = token
+    for width in (*_WIDTHS, shaped.shape[-1]):
+        if not left:
+            break
+        found = _draw_top(scaled[left], draws[left], [params[at] for at in left], width)
+        for at, token in zip(left, found, strict=True):
+            tokens[at] = token
+        left = [at for at, token in zip(left, found, strict=True) if token < 0]
+    return tokens
+
+
+def _is_cut(params: SequenceParams) -> bool:
+    return params.top_k > 0 or params.top_p < 1.0
+
+
+def _draw_top(
+    scaled: torch.Tensor, draws: torch.Tensor, params: SequenceOf[SequenceParams], width: int
+) -> list[int]:
+    """Sample each row among its `width` most likely tokens; -1 where top_p reaches beyond them.
+
+    Ranking a whole vocabulary takes longer than the model's step, and is hardly ever needed.
+    """
+    vocab = scaled.shape[-1]
+    width = min(width, vocab)
+    ranked, ids = scaled.topk(width, dim=-1)
+    top_k = torch.tensor([one.top_k if one.top_k > 0 else vocab for one in params])
+    top_p = torch.tensor([one.top_p for one in params], device=scaled.device)
+    limit = top_k.to(scaled.device)[:, None]
+    ranked.masked_fill_(torch.arange(width, device=scaled.device)[None, :] >= limit, float("-inf"))
+    # what the tokens kept by top_k weigh: all of them when it does not cut
+    total = torch.where(limit[:, 0] < vocab, ranked.logsumexp(-1), scaled.logsumexp(-1))
+    probs = (ranked - total[:, None]).exp()
+    sums = probs.cumsum(-1)
+    enough = (sums[:, -1] >= top_p) | (top_k.to(scaled.device) <= width) | (width == vocab)
+    probs = probs.masked_fill(sums - probs >= top_p[:, None], 0.0)
+    ranks = _invert(_above_min_p(probs, params), draws)
+    tokens = ids.gather(1, ranks[:, None])[:, 0]
+    found: list[int] = torch.where(enough, tokens, -1).tolist()
     return found
 
 
-def _above_min_p(probs: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
-    """Zero what is less likely than `min_p` [rows] times the row's most likely token."""
+def _above_min_p(probs: torch.Tensor, params: SequenceOf[SequenceParams]) -> torch.Tensor:
+    """Zero what is less likely than `min_p` times the row's most likely token."""
+    if not any(one.min_p for one in params):
+        return probs
+    min_p = torch.tensor([one.min_p for one in params], device=probs.device)
     least = min_p[:, None] * probs.amax(-1, keepdim=True)
     return probs.masked_fill(probs < least, 0.0)
 
 
 def _invert(probs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """The column at which the running sum of `probs` [rows, n], unnormalised, passes each draw."""
-    sums = probs.cumsum(-1, dtype=torch.float64)
-    at = torch.searchsorted(sums, draws[:, None] * sums[:, -1:], right=True)[:, 0]
-    # rounding may carry a draw past the last column with any weight
-    last = probs.shape[-1] - 1 - (probs > 0).flip(-1).to(torch.int8).argmax(-1)
+    """The column at which the running sum of `probs` [rows, n], unnormalised, passes each draw.
+
+    In two stages, parts of a row and then the columns of one part: a running sum over a whole
+    vocabulary is slow.
+    """
+    parts = F.pad(probs, (0, -probs.shape[-1] % _PART)).view(len(probs), -1, _PART)
+    weights = parts.sum(-1).double()
+    target = draws[:, None] * weights.sum(-1, keepdim=True)
+    part = _passed(weights, target)
+    rest = target - (weights.cumsum(-1) - weights).gather(1, part)
+    inside = parts.gather(1, part[:, :, None].expand(-1, 1, _PART))[:, 0].double()
+    return (part * _PART + _passed(inside, rest))[:, 0]
+
+
+def _passed(weights: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The column [rows, 1] at which the running sum of `weights` [rows, n] passes `target`."""
+    at = torch.searchsorted(weights.cumsum(-1), target, right=True)
+    # rounding may carry a target past the last column with any weight
+    last = weights.shape[-1] - 1 - (weights > 0).flip(-1).to(torch.int8).argmax(-1, keepdim=True)
     return torch.minimum(at, last)
 
 

@@ -116,6 +116,22 @@ def test_decodes_come_first_and_prefills_are_cut_to_what_is_left() -> None:
     assert step(of) == [(1, 1), (2, 1)]
 
 
+def test_prefills_beside_decodes_have_a_budget_of_their_own() -> None:
+    of = scheduler(budget=50)
+    of.add(one([1] * 20, arrival=0))
+    of.add(one([2] * 40, arrival=1))
+    assert shape(of.schedule(8)) == [(0, 20), (1, 30)]  # nobody decodes yet
+    of = scheduler(budget=50)
+    of.add(one([1] * 20, arrival=0))
+    step(of)
+    of.add(one([2] * 40, arrival=1))
+    of.add(one([3] * 40, arrival=2))
+    batch = of.schedule(30)
+    assert shape(batch) == [(0, 1), (1, 30)]
+    of.update(batch, [7, None])
+    assert shape(of.schedule(30)) == [(0, 1), (1, 10), (2, 20)]
+
+
 def test_a_lower_priority_number_is_admitted_first() -> None:
     of = scheduler(max_running=1)
     of.add(one([1], arrival=1, priority=1))

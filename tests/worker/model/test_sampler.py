@@ -131,3 +131,31 @@ def test_a_row_that_is_not_finite_fails_alone() -> None:
     logits = torch.tensor([[0.0, 1.0], [float("nan"), 1.0], [1.0, 0.0]])
     seqs = [sequence(temperature=0.0), sequence(temperature=1.0, seed=1), sequence(temperature=0.0)]
     assert tokens(logits, *seqs) == [1, None, 0]
+
+
+@pytest.mark.parametrize("spread", [4.0, 1.0, 0.1])
+@pytest.mark.parametrize("params", [{"top_p": 0.9}, {"top_k": 40}, {"top_k": 3000, "top_p": 0.8}])
+def test_the_nucleus_is_that_of_a_full_sort(spread: float, params: dict[str, Any]) -> None:
+    """From a nucleus of a few tokens to one of most of the vocabulary."""
+    logits = torch.randn(6000, generator=torch.Generator().manual_seed(1)) * spread
+    ranked, ids = logits.double().sort(descending=True)
+    probs = ranked[: params.get("top_k", 6000)].softmax(-1)
+    before = probs.cumsum(-1) - probs
+    probs[before >= params.get("top_p", 1.0)] = 0
+    sums = probs.cumsum(-1) / probs.sum()
+    expected = [ids[int((sums <= uniform(seed, 0, 0)).sum())].item() for seed in range(200)]
+    seqs = [sequence(seed=seed, temperature=1.0, **params) for seed in range(200)]
+    assert tokens(logits.expand(200, -1), *seqs) == expected
+
+
+def test_a_row_is_not_changed_by_its_batch_mates() -> None:
+    logits = torch.randn((5, 6000), generator=torch.Generator().manual_seed(2))
+    seqs = [
+        sequence(seed=4, temperature=0.7),
+        sequence(seed=5, temperature=1.0, top_p=0.5),
+        sequence(temperature=0.0),
+        sequence(seed=6, temperature=1.0, top_k=9, min_p=0.01),
+        sequence(seed=7, temperature=1.5, top_p=0.99),
+    ]
+    together = tokens(logits, *seqs)
+    assert together == [tokens(logits[row : row + 1], seqs[row])[0] for row in range(5)]
