@@ -39,8 +39,8 @@ fmt: $(VENV)/.installed-dev ## format the code and repair what can be repaired
 	$(BIN)/ruff format $(SOURCES)
 	PYTHONPATH=. $(BIN)/python docs/make_tables.py
 
-bench: $(VENV)/.installed ## measure tokens/s and latency (ARGS='--help' for the options)
-	@$(BIN)/python -m benchmarks.throughput $(ARGS)
+bench: $(VENV)/.installed-bench ## measure tokens/s and latency (ARGS='--help' for the options)
+	@$(BIN)/trireme bench $(ARGS)
 
 constraints: $(VENV)/.installed-dev ## write constraints.txt anew from what is installed
 	@$(PIP) -e '.[worker,quant,dev]'
@@ -67,6 +67,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@$(PIP_TORCH)
 	@echo "==> installing Trireme and what a worker needs"
 	@$(PIP) -e '.[worker]'
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	@echo "==> installing what the benchmark draws with"
+	@$(PIP) -e '.[worker,bench]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -1,18 +1,31 @@
-"""One streamed request and what a client sees of it: when each piece came, how many tokens."""
+"""One streamed request and what a client sees of it: when each piece came, how many tokens.
+
+It speaks OpenAI's API (`chat`, `completions`) and the native wire of our workers (`native`), so
+that the same load can go through a gateway and past it.
+"""
 
 from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import aiohttp
 import orjson
 
-Endpoint = Literal["chat", "completions"]
+from benchmarks.samples import Sample
 
-PATHS: dict[Endpoint, str] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+__all__ = ["Endpoint", "Load", "Sample", "stream_once"]
+
+Endpoint = Literal["chat", "completions", "native"]
+
+PATHS: dict[Endpoint, str] = {
+    "chat": "/v1/chat/completions",
+    "completions": "/v1/completions",
+    "native": "/native/generate",
+}
 
 WORDS = (
     "river stone harbour lantern copper meadow signal winter anchor thread mirror garden "
@@ -22,108 +35,162 @@ WORDS = (
 ).split()
 
 
+def words(count: int, rng: random.Random) -> str:
+    """A text of so many words, about one token each."""
+    return " ".join(rng.choice(WORDS) for _ in range(count))
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What each request asks for."""
+    """What each request asks for.
+
+    Attributes:
+        tokens: length of the answer; the end-of-text token does not end it.
+        prompt_words: words of each prompt that no other one has.
+        prefix: text before them, the same for all requests.
+        extra_body: fields that this server needs.
+    """
 
     model: str
     tokens: int
     prompt_words: int
     endpoint: Endpoint = "chat"
     temperature: float = 0.0
+    prefix: str = ""
+    extra_body: Mapping[str, object] = field(default_factory=dict)
 
     def body(self, rng: random.Random) -> dict[str, Any]:
-        """A request whose prompt shares no prefix with another one's, so that no cache helps."""
-        prompt = " ".join(rng.choice(WORDS) for _ in range(self.prompt_words))
+        """A request whose prompt shares nothing but `prefix` with another one's."""
+        prompt = f"{self.prefix} {words(self.prompt_words, rng)}".strip()
+        messages = [{"role": "user", "content": prompt}]
+        how = {"max_tokens": self.tokens, "temperature": self.temperature, "ignore_eos": True}
+        if self.endpoint == "native":
+            return {
+                "request_id": f"bench-{rng.getrandbits(64):016x}",
+                "model": self.model,
+                "messages": messages,
+                "conv_stops": True,
+                "sampling": how,
+                **self.extra_body,
+            }
         return {
             "model": self.model,
-            "max_tokens": self.tokens,
-            "temperature": self.temperature,
-            "ignore_eos": True,
+            **how,
             "stream": True,
             "stream_options": {"include_usage": True},
-            **(
-                {"messages": [{"role": "user", "content": prompt}]}
-                if self.endpoint == "chat"
-                else {"prompt": prompt}
-            ),
+            **({"messages": messages} if self.endpoint == "chat" else {"prompt": prompt}),
+            **self.extra_body,
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One request as its client saw it. Times in seconds, monotonic clock.
+@dataclass(slots=True)
+class Heard:
+    """What a stream has said so far."""
 
-    Attributes:
-        pieces_s: when each piece of text came.
-        tokens: what the server counted, or the number of pieces when it sent no usage.
-        error: why there is no full answer, or None.
-    """
-
-    started_s: float
-    ended_s: float
-    pieces_s: list[float] = field(default_factory=list)
-    tokens: int = 0
-    usage_known: bool = True
+    tokens: int | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    finish: str | None = None
+    done: bool = False
     error: str | None = None
 
-    @property
-    def ttft_s(self) -> float:
-        """Time to first token: from sending the request to the first piece of text."""
-        return self.pieces_s[0] - self.started_s
 
-    @property
-    def gaps_s(self) -> list[float]:
-        """Inter-token times: from one piece of text to the next."""
-        return [b - a for a, b in zip(self.pieces_s, self.pieces_s[1:], strict=False)]
+def hear_openai(line: bytes, heard: Heard) -> bool:
+    """Take in one line of server-sent events; True when it brought text."""
+    if not line.startswith(b"data:"):
+        return False
+    data = line[5:].strip()
+    if data == b"[DONE]":
+        heard.done = True
+        return False
+    frame = orjson.loads(data)
+    if frame.get("error"):
+        heard.error = str(frame["error"])[:200]
+    if usage := frame.get("usage"):
+        heard.tokens = usage.get("completion_tokens")
+        heard.prompt_tokens = usage.get("prompt_tokens")
+        heard.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    if not (choices := frame.get("choices")):
+        return False
+    choice = choices[0]
+    heard.finish = choice.get("finish_reason") or heard.finish
+    return bool(choice.get("text") or (choice.get("delta") or {}).get("content"))
+
+
+def hear_native(line: bytes, heard: Heard) -> bool:
+    """Take in one event of our own wire (`protocol/generation.py`); True when it brought text."""
+    event = orjson.loads(line)
+    if event["kind"] == "delta":
+        heard.finish = event["finish_reason"] or heard.finish
+        return bool(event["text"])
+    if event["kind"] == "done":
+        heard.done = True
+        heard.tokens, heard.prompt_tokens = event["completion_tokens"], event["prompt_tokens"]
+        heard.cached_tokens = event["cached_tokens"]
+    elif event["kind"] == "failed":
+        heard.error = f"{event['code']}: {event['message']}"[:200]
+    return False
+
+
+_HEAR: dict[Endpoint, Callable[[bytes, Heard], bool]] = {
+    "chat": hear_openai,
+    "completions": hear_openai,
+    "native": hear_native,
+}
 
 
 async def stream_once(
-    session: aiohttp.ClientSession, base_url: str, load: Load, rng: random.Random
+    session: aiohttp.ClientSession,
+    base_url: str,
+    load: Load,
+    rng: random.Random,
+    *,
+    due_s: float | None = None,
+    on_piece: Callable[[], object] | None = None,
 ) -> Sample:
-    """Send one request and read its answer to the end."""
-    started = time.perf_counter()
+    """Send one request and read its answer to the end.
+
+    Args:
+        due_s: when it should have been sent (`time.perf_counter`): its times count from then.
+        on_piece: called at each piece of text.
+    """
+    hear = _HEAR[load.endpoint]
+    body = orjson.dumps(load.body(rng))
+    headers = {"Content-Type": "application/json"}
+    heard = Heard()
     pieces: list[float] = []
-    tokens: int | None = None
-    error: str | None = None
+    sent = time.perf_counter()
     try:
-        async with session.post(base_url + PATHS[load.endpoint], json=load.body(rng)) as answer:
+        async with session.post(
+            base_url + PATHS[load.endpoint], data=body, headers=headers
+        ) as answer:
             if answer.status != 200:
-                error = f"HTTP {answer.status}: {(await answer.text())[:200]}"
+                heard.error = f"HTTP {answer.status}: {(await answer.text())[:200]}"
             else:
-                done = False
                 async for line in answer.content:
-                    if not line.startswith(b"data: "):
+                    if line.isspace():
                         continue
-                    if line.startswith(b"data: [DONE]"):
-                        done = True
-                        continue
-                    frame = orjson.loads(line[6:])
-                    if "error" in frame:
-                        error = str(frame["error"])[:200]
-                    elif usage := frame.get("usage"):
-                        tokens = usage["completion_tokens"]
-                    if _text(frame):
+                    if hear(line, heard):
                         pieces.append(time.perf_counter())
-                if not done and error is None:
-                    error = "the stream ended without [DONE]"
-                elif not pieces and error is None:
-                    error = "the answer has no text"
-    except (aiohttp.ClientError, TimeoutError, ValueError) as failure:
-        error = f"{type(failure).__name__}: {failure}"
+                        if on_piece is not None:
+                            on_piece()
+                if not heard.done and heard.error is None:
+                    heard.error = "the stream ended without its end mark"
+                elif not pieces and heard.error is None:
+                    heard.error = "the answer has no text"
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError) as failure:
+        heard.error = f"{type(failure).__name__}: {failure}"
+    tokens = heard.tokens
+    if tokens is None:
+        tokens = load.tokens if heard.finish == "length" else len(pieces)
     return Sample(
-        started_s=started,
+        started_s=sent if due_s is None else due_s,
         ended_s=time.perf_counter(),
         pieces_s=pieces,
-        tokens=len(pieces) if tokens is None else tokens,
-        usage_known=tokens is not None,
-        error=error,
+        tokens=tokens,
+        usage_known=heard.tokens is not None,
+        error=heard.error,
+        prompt_tokens=heard.prompt_tokens,
+        cached_tokens=heard.cached_tokens,
+        sent_s=sent,
     )
-
-
-def _text(frame: dict[str, Any]) -> str | None:
-    choices = frame.get("choices")
-    if not choices:
-        return None
-    found = choices[0].get("text") or choices[0].get("delta", {}).get("content")
-    return found if isinstance(found, str) else None

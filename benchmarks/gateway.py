@@ -25,7 +25,7 @@ from rich.table import Table
 
 from benchmarks.gateway_load import Load, Spec
 from benchmarks.gateway_systems import Stack, Way, body_text, our_stack
-from benchmarks.throughput import machine
+from benchmarks.machine import machine
 
 WORK: Final = Path(".trireme/bench")
 console = Console()

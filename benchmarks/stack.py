@@ -11,11 +11,25 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from trireme.cli import leash
+from trireme.cli.launch import tier_command, tier_environment
 
 
 class StackFailed(RuntimeError):
     """A tier ended before the stack was ready; the message holds the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnStack:
+    """Where the tiers listen, and their root processes."""
+
+    controller_url: str
+    worker_url: str
+    gateway_url: str
+    pids: dict[str, int]
 
 
 def free_port() -> int:
@@ -34,33 +48,58 @@ def running_stack(
     Raises:
         StackFailed: a tier ended, or no model could be served in time.
     """
+    with own_stack(worker_args, logs, ready_timeout_s=ready_timeout_s) as stack:
+        yield stack.gateway_url
+
+
+@contextlib.contextmanager
+def own_stack(
+    worker_args: Sequence[str], logs: Path, *, ready_timeout_s: float = 600.0
+) -> Iterator[OwnStack]:
+    """The same, telling all addresses and pids. To be called from the main thread.
+
+    Raises:
+        StackFailed: a tier ended, or no model could be served in time.
+    """
     logs.mkdir(parents=True, exist_ok=True)
-    controller, worker, gateway = free_port(), free_port(), free_port()
-    at = f"http://127.0.0.1:{controller}"
-    commands = {
-        "controller": ["--port", str(controller)],
-        "worker": ["--port", str(worker), "--controller-address", at, *worker_args],
-        "gateway": ["--port", str(gateway), "--controller-address", at],
-    }
-    # a token or keys that the person has set for another stack mean nothing here
-    env = {name: value for name, value in os.environ.items() if not name.startswith("TRIREME_")}
+    urls = {tier: f"http://127.0.0.1:{free_port()}" for tier in ("controller", "worker", "gateway")}
+    at = ["--controller-address", urls["controller"]]
+    args: dict[str, list[str]] = {"controller": [], "worker": [*at, *worker_args], "gateway": at}
     processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
-        for tier, args in commands.items():
-            with (logs / f"{tier}.log").open("wb") as log:
-                processes[tier] = subprocess.Popen(
-                    [sys.executable, "-m", tier, *args],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=env,
-                )
-        url = f"http://127.0.0.1:{gateway}"
-        _wait_ready(url, processes, logs, ready_timeout_s)
-        yield url
+        for tier, url in urls.items():
+            port = url.rpartition(":")[2]
+            processes[tier] = _start(tier, ["--port", port, *args[tier]], logs / f"{tier}.log")
+        _wait_ready(urls["gateway"], processes, logs, ready_timeout_s)
+        yield OwnStack(
+            controller_url=urls["controller"],
+            worker_url=urls["worker"],
+            gateway_url=urls["gateway"],
+            pids={tier: process.pid for tier, process in processes.items()},
+        )
     finally:
         for process in reversed(processes.values()):  # the gateway first, as it was made last
             _stop(process)
+
+
+def _start(tier: str, args: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """The tier as a child that dies with this process."""
+    # a token or keys that the person has set for another stack mean nothing here
+    env = {
+        name: value
+        for name, value in tier_environment().items()
+        if not name.startswith(("TRIREME_", "SSL_"))
+    }
+    on_leash = [sys.executable, "-IS", leash.__file__, str(os.getpid())]
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [*on_leash, *tier_command(tier, args)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=env,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which stops them in order
+        )
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+Wire = Literal["openai", "native"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,7 @@ class Target:
         pids: root pids of its processes: for their CPU time (with children), and to pause the
             whole trees while another system is measured. Empty when they are not known.
         extra_body: fields that this server needs in each request.
+        wire: what it speaks: OpenAI's API, or the native wire of our workers.
     """
 
     system: str
@@ -24,3 +28,4 @@ class Target:
     model: str
     pids: tuple[int, ...] = ()
     extra_body: Mapping[str, object] = field(default_factory=dict)
+    wire: Wire = "openai"

@@ -43,5 +43,6 @@ def test_an_image_has_the_tested_versions(target: str) -> None:
 def test_what_the_build_needs_is_let_through() -> None:
     allowed = (ROOT / ".dockerignore").read_text().splitlines()
     assert allowed[0] == "*"
-    for name in ("protocol", "controller", "worker", "gateway", "trireme", "constraints.txt"):
+    packages = ("protocol", "controller", "worker", "gateway", "trireme", "benchmarks")
+    for name in (*packages, "constraints.txt"):
         assert f"!{name}" in allowed

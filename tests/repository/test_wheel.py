@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
-PACKAGES = {"protocol", "controller", "worker", "gateway", "trireme"}
+PACKAGES = {"protocol", "controller", "worker", "gateway", "trireme", "benchmarks"}
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,7 @@ def test_it_holds_the_packages_alone(wheel: set[str]) -> None:
         "gateway/__main__.py",
         "worker/__main__.py",
         "trireme/cli/main.py",
+        "benchmarks/__main__.py",
         "protocol/conversations.json",
         "worker/demo/model/config.json",
         "worker/demo/model/model.safetensors",

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from trireme.cli.bench import bench
 from trireme.cli.chat import ChatSettings, chat
 from trireme.cli.fleet_api import controller_client
 from trireme.cli.launch import become
@@ -134,6 +135,16 @@ def chat_command(
         verify=not insecure,
     )
     raise typer.Exit(chat(settings))
+
+
+@app.command(
+    "bench",
+    help="Measure tokens a second and latencies; `trireme bench --help` lists its flags.",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def bench_command(context: typer.Context) -> None:
+    bench(context.args)
 
 
 def _add_launcher(tier: str) -> None:
