@@ -175,15 +175,18 @@ def _draw_top(
     vocab = scaled.shape[-1]
     width = min(width, vocab)
     ranked, ids = scaled.topk(width, dim=-1)
-    top_k = torch.tensor([one.top_k if one.top_k > 0 else vocab for one in params])
+    top_k = torch.tensor(
+        [min(one.top_k, vocab) if one.top_k > 0 else vocab for one in params], device=scaled.device
+    )
     top_p = torch.tensor([one.top_p for one in params], device=scaled.device)
-    limit = top_k.to(scaled.device)[:, None]
-    ranked.masked_fill_(torch.arange(width, device=scaled.device)[None, :] >= limit, float("-inf"))
-    # what the tokens kept by top_k weigh: all of them when it does not cut
-    total = torch.where(limit[:, 0] < vocab, ranked.logsumexp(-1), scaled.logsumexp(-1))
+    beyond = torch.arange(width, device=scaled.device)[None, :] >= top_k[:, None]
+    ranked.masked_fill_(beyond, float("-inf"))
+    cut = top_k <= width
+    # what the tokens that top_k leaves weigh together
+    total = torch.where(cut, ranked.logsumexp(-1), scaled.logsumexp(-1))
     probs = (ranked - total[:, None]).exp()
     sums = probs.cumsum(-1)
-    enough = (sums[:, -1] >= top_p) | (top_k.to(scaled.device) <= width) | (width == vocab)
+    enough = cut | ((top_k == vocab) & (sums[:, -1] >= top_p))
     probs = probs.masked_fill(sums - probs >= top_p[:, None], 0.0)
     ranks = _invert(_above_min_p(probs, params), draws)
     tokens = ids.gather(1, ranks[:, None])[:, 0]
