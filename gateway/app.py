@@ -18,14 +18,14 @@ from gateway.breaker import Breakers
 from gateway.config import GatewaySettings
 from gateway.dispatch import Dispatcher
 from gateway.edge import Authentication, HeaderCheck, RequestContext
-from gateway.errors import install_error_handlers
+from gateway.errors import error_response, install_error_handlers
 from gateway.fastchat_client import FastChatClient
 from gateway.fleet_view import FleetView
 from gateway.fleet_watch import FleetWatch
 from gateway.http_client import HttpPool
 from gateway.metrics import UNKNOWN_MODEL, GatewayMetrics
 from gateway.openapi import describe_bodies
-from gateway.routes import ROUTERS
+from gateway.routes import BUSY_ROUTES, ROUTERS
 from gateway.routing import POLICIES
 from gateway.state import Gateway
 from gateway.worker_client import NativeClient, Timeouts, WorkerHttp, open_session
@@ -34,6 +34,7 @@ from protocol.errors import quoted
 from protocol.fleet import WorkerRecord
 from trireme.service.auth import TokenSet
 from trireme.service.health import HEALTH_PATHS, health_router
+from trireme.service.shortcut import Shortcut
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         return Response(status_code=499)
 
     # the last one added is the outermost
+    app.add_middleware(Shortcut, routes=BUSY_ROUTES, render=error_response)
     app.add_middleware(HeaderCheck)
     app.add_middleware(Authentication, keys=keys)
     app.add_middleware(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
+from fastapi.routing import APIRoute
 
 from gateway.routes import chat, completions, embeddings, models, token_check
+from trireme.service.shortcut import routes_of
 
 ROUTERS: tuple[APIRouter, ...] = (
     models.router,
@@ -13,3 +15,10 @@ ROUTERS: tuple[APIRouter, ...] = (
     embeddings.router,
     token_check.router,
 )
+
+BUSY_ROUTES: tuple[APIRoute, ...] = (
+    *routes_of(chat.router, "/v1/chat/completions"),
+    *routes_of(completions.router, "/v1/completions"),
+    *routes_of(embeddings.router, "/v1/embeddings"),
+)
+"""Reached past the router."""
