@@ -48,6 +48,10 @@ def main(
     ] = 0,
     requests_per_client: Annotated[int, typer.Option(min=1)] = 2,
     repeats: Annotated[int, typer.Option(min=1, help="3 or more for figures to report")] = 3,
+    run_limit: Annotated[
+        float,
+        typer.Option(min=0, help="cut runs of a closed loop off after so many seconds; 0: never"),
+    ] = 0.0,
     peer: Annotated[
         list[str] | None,
         typer.Option(
@@ -108,6 +112,7 @@ def main(
     medians are shown with their spread.
     """
     try:
+        peers = parse_peers(peer or [])
         options = Options(
             workloads=chosen(workload, prompt_words=prompt_words, tokens=tokens),
             clients=_numbers(int, clients),
@@ -115,8 +120,9 @@ def main(
             open_s=duration,
             requests_per_client=requests_per_client,
             repeats=repeats,
-            peers=parse_peers(peer or []),
-            only=_only(only or []),
+            run_limit_s=run_limit,
+            peers=peers,
+            only=_only(only or [], peers),
             base_url=base_url.rstrip("/"),
             model=model,
             model_path=model_path,
@@ -159,10 +165,20 @@ def _numbers(kind: Callable[[str], Number], text: str) -> list[Number]:
     return found
 
 
-def _only(values: Sequence[str]) -> dict[str, frozenset[int]]:
-    """`system=1,8` each."""
-    parts = [value.partition("=") for value in values]
-    return {name: frozenset(_numbers(int, numbers)) for name, _, numbers in parts}
+def _only(values: Sequence[str], peers: Sequence[tuple[str, str]]) -> dict[str, frozenset[int]]:
+    """`system=1,8` each.
+
+    Raises:
+        ValueError: for another form, or a system that is not measured.
+    """
+    systems = ["trireme", "trireme direct", *(name for name, _ in peers)]
+    found = {}
+    for value in values:
+        name, _, numbers = value.partition("=")
+        if name not in systems:
+            raise ValueError(f"{value!r}: {name!r} is not measured, but {', '.join(systems)}")
+        found[name] = frozenset(_numbers(int, numbers))
+    return found
 
 
 def run(args: Sequence[str], name: str) -> None:

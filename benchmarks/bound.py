@@ -39,13 +39,13 @@ class Bound:
     torch: str
 
     @classmethod
-    def of(cls, report: Mapping[str, Any]) -> Bound:
-        """From what `bound_products` writes."""
-        times: Mapping[str, list[float]] = report["seconds"]
+    def of(cls, *reports: Mapping[str, Any]) -> Bound:
+        """From what `bound_products` wrote, once or more often."""
         kinds: dict[str, dict[int, list[float]]] = {"layers": {}, "head": {}, "chunk": {}}
-        for name, seconds in times.items():
+        for name, seconds in ((n, s) for one in reports for n, s in one["seconds"].items()):
             kind, _, rows = name.partition("/")
-            kinds[kind][int(rows)] = seconds
+            kinds[kind].setdefault(int(rows), []).extend(seconds)
+        report = reports[0]
         least = {k: {rows: min(s) for rows, s in t.items()} for k, t in kinds.items()}
         median = {
             k: {rows: statistics.median(s) for rows, s in t.items()} for k, t in kinds.items()
@@ -117,8 +117,9 @@ class BoundFailed(RuntimeError):
     """The products could not be timed; the message says why."""
 
 
-def measure_bound(model: Path, clients: Sequence[int], *, seconds: float = 20.0) -> Bound:
-    """Time the products of `model` at these numbers of clients and of a prefill chunk.
+def time_products(model: Path, clients: Sequence[int], *, seconds: float = 15.0) -> dict[str, Any]:
+    """Time the products of `model` at these numbers of clients and of a prefill chunk, for
+    `Bound.of`.
 
     Raises:
         BoundFailed: torch or transformers are missing, or do not know the model.
@@ -137,4 +138,5 @@ def measure_bound(model: Path, clients: Sequence[int], *, seconds: float = 20.0)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise BoundFailed(f"the products of {model} cannot be timed: {last}")
-    return Bound.of(orjson.loads(done.stdout.splitlines()[-1]))
+    report: dict[str, Any] = orjson.loads(done.stdout.splitlines()[-1])
+    return report

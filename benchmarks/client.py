@@ -6,6 +6,7 @@ that the same load can go through a gateway and past it.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -83,6 +84,35 @@ class Load:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How long a run lasts at most.
+
+    Attributes:
+        count_tokens: how many tokens the text of an answer has that was cut off: the server's own
+            count comes only at its end.
+    """
+
+    seconds: float
+    count_tokens: Callable[[str], int]
+
+    def from_now(self) -> Until:
+        """The moment at which a run ends that begins now."""
+        return Until(time.perf_counter() + self.seconds, self.count_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """When whatever still runs is cut off (`time.perf_counter`)."""
+
+    at_s: float
+    count_tokens: Callable[[str], int]
+
+    def left_s(self) -> float:
+        """Seconds until then."""
+        return self.at_s - time.perf_counter()
+
+
 @dataclass(slots=True)
 class Heard:
     """What a stream has said so far."""
@@ -95,14 +125,14 @@ class Heard:
     error: str | None = None
 
 
-def hear_openai(line: bytes, heard: Heard) -> bool:
-    """Take in one line of server-sent events; True when it brought text."""
+def hear_openai(line: bytes, heard: Heard) -> str:
+    """Take in one line of server-sent events; returns the text that it brought."""
     if not line.startswith(b"data:"):
-        return False
+        return ""
     data = line[5:].strip()
     if data == b"[DONE]":
         heard.done = True
-        return False
+        return ""
     frame = orjson.loads(data)
     if frame.get("error"):
         heard.error = str(frame["error"])[:200]
@@ -111,28 +141,28 @@ def hear_openai(line: bytes, heard: Heard) -> bool:
         heard.prompt_tokens = usage.get("prompt_tokens")
         heard.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
     if not (choices := frame.get("choices")):
-        return False
+        return ""
     choice = choices[0]
     heard.finish = choice.get("finish_reason") or heard.finish
-    return bool(choice.get("text") or (choice.get("delta") or {}).get("content"))
+    return choice.get("text") or (choice.get("delta") or {}).get("content") or ""
 
 
-def hear_native(line: bytes, heard: Heard) -> bool:
-    """Take in one event of our own wire (`protocol/generation.py`); True when it brought text."""
+def hear_native(line: bytes, heard: Heard) -> str:
+    """Take in one event of our own wire (`protocol/generation.py`); returns the text in it."""
     event = orjson.loads(line)
     if event["kind"] == "delta":
         heard.finish = event["finish_reason"] or heard.finish
-        return bool(event["text"])
+        return str(event["text"])
     if event["kind"] == "done":
         heard.done = True
         heard.tokens, heard.prompt_tokens = event["completion_tokens"], event["prompt_tokens"]
         heard.cached_tokens = event["cached_tokens"]
     elif event["kind"] == "failed":
         heard.error = f"{event['code']}: {event['message']}"[:200]
-    return False
+    return ""
 
 
-_HEAR: dict[Endpoint, Callable[[bytes, Heard], bool]] = {
+_HEAR: dict[Endpoint, Callable[[bytes, Heard], str]] = {
     "chat": hear_openai,
     "completions": hear_openai,
     "native": hear_native,
@@ -146,12 +176,14 @@ async def stream_once(
     rng: random.Random,
     *,
     due_s: float | None = None,
+    until: Until | None = None,
     on_piece: Callable[[], object] | None = None,
 ) -> Sample:
     """Send one request and read its answer to the end.
 
     Args:
         due_s: when it should have been sent (`time.perf_counter`): its times count from then.
+        until: when it is cut off.
         on_piece: called at each piece of text.
     """
     hear = _HEAR[load.endpoint]
@@ -159,29 +191,36 @@ async def stream_once(
     headers = {"Content-Type": "application/json"}
     heard = Heard()
     pieces: list[float] = []
+    texts: list[str] = []
     sent = time.perf_counter()
+    limit = asyncio.timeout(until.left_s() if until else None)
     try:
-        async with session.post(
-            base_url + PATHS[load.endpoint], data=body, headers=headers
-        ) as answer:
+        async with (
+            limit,
+            session.post(base_url + PATHS[load.endpoint], data=body, headers=headers) as answer,
+        ):
             if answer.status != 200:
                 heard.error = f"HTTP {answer.status}: {(await answer.text())[:200]}"
             else:
                 async for line in answer.content:
                     if line.isspace():
                         continue
-                    if hear(line, heard):
+                    if text := hear(line, heard):
                         pieces.append(time.perf_counter())
+                        texts.append(text)
                         if on_piece is not None:
                             on_piece()
                 if not heard.done and heard.error is None:
                     heard.error = "the stream ended without its end mark"
                 elif not pieces and heard.error is None:
                     heard.error = "the answer has no text"
-    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError) as failure:
-        heard.error = f"{type(failure).__name__}: {failure}"
+    except (aiohttp.ClientError, OSError, ValueError, KeyError) as failure:
+        if not limit.expired():
+            heard.error = f"{type(failure).__name__}: {failure}"
     tokens = heard.tokens
-    if tokens is None:
+    if tokens is None and until is not None and limit.expired():
+        tokens = until.count_tokens("".join(texts))
+    elif tokens is None:
         tokens = load.tokens if heard.finish == "length" else len(pieces)
     return Sample(
         started_s=sent if due_s is None else due_s,
@@ -193,4 +232,5 @@ async def stream_once(
         prompt_tokens=heard.prompt_tokens,
         cached_tokens=heard.cached_tokens,
         sent_s=sent,
+        cut=limit.expired(),
     )

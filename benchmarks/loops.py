@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from benchmarks.client import Load, stream_once
+from benchmarks.client import Limit, Load, stream_once
 from benchmarks.samples import Interference, Sample
 
 Result = TypeVar("Result")
@@ -40,16 +40,29 @@ def open_session(api_key: str = "") -> aiohttp.ClientSession:
 
 
 async def closed_loop(
-    base_url: str, load: Load, clients: int, requests_per_client: int, seed: str, api_key: str = ""
+    base_url: str,
+    load: Load,
+    clients: int,
+    requests_per_client: int,
+    seed: str,
+    api_key: str = "",
+    *,
+    limit: Limit | None = None,
 ) -> list[Sample]:
-    """All clients at once, each with its requests one after the other."""
+    """All clients at once, each with its requests one after the other.
+
+    Args:
+        limit: after so long no request is begun and those that run are cut off.
+    """
     async with open_session(api_key) as session:
+        until = limit.from_now() if limit else None
 
         async def client(number: int) -> list[Sample]:
             rng = random.Random(f"{seed}/{number}")
-            return [
-                await stream_once(session, base_url, load, rng) for _ in range(requests_per_client)
-            ]
+            samples: list[Sample] = []
+            while len(samples) < requests_per_client and (until is None or until.left_s() > 0):
+                samples.append(await stream_once(session, base_url, load, rng, until=until))
+            return samples
 
         samples = await asyncio.gather(*(client(number) for number in range(clients)))
     return [sample for one in samples for sample in one]

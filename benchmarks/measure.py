@@ -17,15 +17,17 @@ import aiohttp
 
 from benchmarks import processes
 from benchmarks.arrivals import poisson_arrivals
-from benchmarks.client import Endpoint, Load, stream_once, words
+from benchmarks.client import Endpoint, Limit, Load, stream_once, words
 from benchmarks.loops import closed_loop, long_among_short, open_loop, open_session, run
 from benchmarks.samples import Sample
 from benchmarks.stats import Run, interference
 from benchmarks.systems import Target
 from benchmarks.workloads import Cell
 
-WAKE_S = 90.0
-"""How long a system may take to answer after it was continued."""
+RETRY_S = 30.0
+"""How long a system is asked again after it was continued and answers with an error."""
+ANSWER_S = 120.0
+"""How long it may take for one trivial answer: its first one may compile something."""
 WARM_UP_TOKENS = 8
 QUIET_PIECES = 64
 
@@ -41,7 +43,9 @@ class Plan:
     Attributes:
         open_s: how long requests arrive, in an open loop.
         seed: of prompts and arrivals.
-        only_clients: system name -> the only numbers of clients at which it is measured.
+        only_clients: system name without dots -> the only numbers of clients at which it is
+            measured.
+        limit: of a run in a closed loop.
     """
 
     cells: Sequence[Cell]
@@ -54,10 +58,11 @@ class Plan:
     temperature: float = 0.0
     api_key: str = ""
     only_clients: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    limit: Limit | None = None
 
     def takes(self, system: str, cell: Cell) -> bool:
         """Whether this system is measured in this cell."""
-        levels = self.only_clients.get(system)
+        levels = self.only_clients.get(system.replace(".", ""))
         return levels is None or cell.loop == "open" or cell.clients in levels
 
     def steps(self, systems: Sequence[str]) -> list[tuple[int, Cell, str]]:
@@ -184,7 +189,8 @@ async def _send(
             prefix = words(cell.workload.prefix_words, random.Random(f"{seed}/prefix"))
             load = replace(load, prefix=prefix)
             await closed_loop(url, load, 1, 1, f"{seed}/warm-up", key)
-    return await closed_loop(url, load, cell.clients, requests, seed, key), {}, cell.clients
+    samples = await closed_loop(url, load, cell.clients, requests, seed, key, limit=plan.limit)
+    return samples, {}, cell.clients
 
 
 def load_of(target: Target, cell: Cell, plan: Plan) -> Load:
@@ -232,7 +238,7 @@ async def _answers(target: Target, plan: Plan) -> None:
         plan.temperature,
         extra_body=target.extra_body,
     )
-    deadline = time.monotonic() + WAKE_S
+    deadline = time.monotonic() + RETRY_S
     rng = random.Random()
     reason = ""
     async with open_session(plan.api_key) as session:
@@ -242,7 +248,7 @@ async def _answers(target: Target, plan: Plan) -> None:
                     ready = answer.status != 503  # others do not know the route
                 if ready:
                     sample = await asyncio.wait_for(
-                        stream_once(session, target.base_url, load, rng), WAKE_S
+                        stream_once(session, target.base_url, load, rng), ANSWER_S
                     )
                     if sample.error is None:
                         return
@@ -252,7 +258,7 @@ async def _answers(target: Target, plan: Plan) -> None:
             except (aiohttp.ClientError, TimeoutError) as failure:
                 reason = f"{type(failure).__name__}: {failure}"
             await asyncio.sleep(0.2)
-    raise NotAnswering(f"no answer within {WAKE_S:.0f} s: {reason}")
+    raise NotAnswering(f"no answer within {RETRY_S:.0f} s: {reason}")
 
 
 def _own_cpu_s() -> float:

@@ -152,7 +152,9 @@ def _x_axis(ax: Axes, rows: Sequence[Row]) -> None:
 def _plain_log_ticks(ax: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = ax.get_ylim()
+    subs = (1, 2, 5) if high < 300 * low else (1, 3)
+    ax.yaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _position: f"{value:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
 
@@ -163,11 +165,14 @@ def _title(workload: Workload) -> str:
 
 def _legend(figure: Figure, ax: Axes, note: str = "") -> None:
     handles, labels = ax.get_legend_handles_labels()
+    # the bound, a plain line, comes before the systems, which have error bars: put it last
+    order = sorted(range(len(labels)), key=lambda index: labels[index].startswith("bound"))
+    across = len({one.get_position().x0 for one in figure.axes})
     figure.legend(
-        handles,
-        labels,
+        [handles[index] for index in order],
+        [labels[index] for index in order],
         loc="outside lower center",
-        ncols=min(4, len(labels)),
+        ncols=min(3 * across, len(labels)),
         title=note or None,
         frameon=False,
     )

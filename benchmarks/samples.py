@@ -17,6 +17,7 @@ class Sample:
         error: why there is no full answer, or None.
         prompt_tokens, cached_tokens: as the server counted them, where it says so.
         sent_s: when it was sent, where that is not `started_s`.
+        cut: the run's time was over before the answer was; what had come by then counts.
     """
 
     started_s: float
@@ -28,6 +29,7 @@ class Sample:
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     sent_s: float | None = None
+    cut: bool = False
 
     @property
     def ttft_s(self) -> float:
@@ -42,7 +44,7 @@ class Sample:
     @property
     def tpot_s(self) -> float | None:
         """Time per output token after the first, however many tokens a piece had."""
-        if self.tokens < 2:
+        if self.tokens < 2 or not self.pieces_s:
             return None
         return (self.pieces_s[-1] - self.pieces_s[0]) / (self.tokens - 1)
 

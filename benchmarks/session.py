@@ -16,8 +16,8 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import plots, summary, tables
-from benchmarks.bound import Bound, BoundFailed, measure_bound
-from benchmarks.client import Endpoint
+from benchmarks.bound import Bound, BoundFailed, time_products
+from benchmarks.client import Endpoint, Limit
 from benchmarks.machine import machine, versions
 from benchmarks.measure import Measured, Plan, measure
 from benchmarks.progress import Steps
@@ -40,6 +40,7 @@ class Options:
         clients, rates_per_s: levels of the closed loop, or of the open one if there are rates.
         peers: (name, interpreter, program or URL) of others to measure beside us.
         only: system -> the only numbers of clients at which it is measured.
+        run_limit_s: how long a run of a closed loop lasts at most; 0 is no limit.
         base_url: a server that runs already, to be measured alone; empty starts our own stack.
         model_path: folder for the own stack; empty makes the model `size`.
         out: JSON file; tables and pictures go beside it.
@@ -53,6 +54,7 @@ class Options:
     open_s: float = 30.0
     requests_per_client: int = 2
     repeats: int = 3
+    run_limit_s: float = 0.0
     peers: Sequence[tuple[str, str]] = ()
     only: Mapping[str, frozenset[int]] = field(default_factory=dict)
     base_url: str = ""
@@ -80,8 +82,7 @@ class Options:
             for cell in cells_of(workload, self.clients, self.rates_per_s)
         ]
 
-    @property
-    def plan(self) -> Plan:
+    def plan(self, limit: Limit | None) -> Plan:
         """How they are measured."""
         return Plan(
             self.cells,
@@ -94,6 +95,7 @@ class Options:
             temperature=self.temperature,
             api_key=self.api_key,
             only_clients=self.only,
+            limit=limit,
         )
 
 
@@ -124,11 +126,13 @@ def bench(options: Options, console: Console, command: Sequence[str]) -> int:
     about |= {"made": datetime.now(UTC).isoformat(timespec="seconds")}
     try:
         folder = _model_folder(options, say)
-        bound = _bound(options, folder, say)
-        with contextlib.ExitStack() as stack:
-            started = stack.enter_context(_started(options, folder, say))
-            with Steps(console) as steps:
-                measured = measure(started.targets, options.plan, steps.say)
+        limit = _limit(options, folder)
+        products = _products(options, folder, say)
+        with _started(options, folder, say) as started, Steps(console) as steps:
+            measured = measure(started.targets, options.plan(limit), steps.say)
+        # before and after: the least time of both is nearest to what the machine can do
+        products += _products(options, folder, say)
+        bound = Bound.of(*products) if products else None
     except (RuntimeError, OSError) as failure:
         console.print(str(failure), style="red", markup=False)
         return 1
@@ -149,16 +153,38 @@ def _model_folder(options: Options, say: Callable[[str], object]) -> Path | None
     return make_model_folder(options.size, parent)
 
 
-def _bound(options: Options, folder: Path | None, say: Callable[[str], object]) -> Bound | None:
-    levels = [cell.clients for cell in options.cells if cell.loop == "closed"]
-    if not options.bound or folder is None or not levels:
+def _limit(options: Options, folder: Path | None) -> Limit | None:
+    """The limit of a run, with the tokenizer of the model that counts what was cut off.
+
+    Raises:
+        OSError: there is no tokenizer.
+    """
+    if not options.run_limit_s:
         return None
+    file = (folder or Path()) / "tokenizer.json"
+    if folder is None or not file.is_file():
+        raise OSError("--run-limit needs --model-path with a tokenizer.json, to count tokens")
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    return Limit(
+        options.run_limit_s, lambda text: len(tokenizer.encode(text, add_special_tokens=False))
+    )
+
+
+def _products(
+    options: Options, folder: Path | None, say: Callable[[str], object]
+) -> list[dict[str, Any]]:
+    """The times of the model's matrix products; none where no bound is wanted or known."""
+    levels = [cell.clients for cell in options.cells if cell.loop == "closed"]
+    if not options.bound or options.base_url or folder is None or not levels:
+        return []
     say("timing the model's matrix products alone")
     try:
-        return measure_bound(folder, levels)
+        return [time_products(folder, levels)]
     except BoundFailed as failure:
         say(f"no bound: {failure}")
-        return None
+        return []
 
 
 @contextlib.contextmanager
@@ -191,6 +217,7 @@ def _settings(options: Options) -> dict[str, Any]:
         "repeats": options.repeats,
         "requests_per_client": options.requests_per_client,
         "seed": options.seed,
+        "run_limit_s": options.run_limit_s or None,
         "pause": options.pause,
         "endpoint": options.endpoint,
         "temperature": options.temperature,
@@ -224,6 +251,13 @@ def _show(
     """Print the tables, write the files; returns the exit code."""
     for table in tables.terminal_tables(rows, cpu=options.cpu, width=console.width):
         console.print(table)
+    if cut := sum(run.cut for row in rows for run in row.runs):
+        console.print(
+            f"{cut} answers were cut off after {options.run_limit_s:g} s: what they had brought by "
+            "then counts.",
+            style="yellow",
+            markup=False,
+        )
     if any(not run.usage_known for row in rows for run in row.runs):
         names = dict.fromkeys(row.system for row in rows for r in row.runs if not r.usage_known)
         console.print(

@@ -25,7 +25,8 @@ class Run:
 
     Attributes:
         clients: how many there were; in an open loop, the most requests under way at once.
-        prompt_tokens: of all good requests as the server counted them; None when it does not say.
+        prompt_tokens, cached_tokens: of all answers that ended, as the server counted them; None
+            when it does not say.
         seconds: from the first request's start to the last one's end.
         tpot_p50_ms: time per output token after the first, which compares servers that send
             several tokens in one piece with those that do not.
@@ -34,6 +35,7 @@ class Run:
             was too slow for the load.
         cpu_s: CPU time of the system's processes during the run; None when they are not known.
         client_cpu_s: the same of this program, which shares the cores.
+        cut: answers that were cut off because the run had lasted long enough.
         details: what only this workload measures.
     """
 
@@ -58,6 +60,7 @@ class Run:
     late_p99_ms: float = math.nan
     cpu_s: float | None = None
     client_cpu_s: float | None = None
+    cut: int = 0
     details: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
@@ -79,10 +82,10 @@ class Run:
         starts, ends = [s.started_s for s in samples], [s.ended_s for s in samples]
         seconds = max(ends) - min(starts) if samples else math.nan
         tokens = sum(sample.tokens for sample in good)
-        ttft = [1000 * sample.ttft_s for sample in good]
+        ttft = [1000 * sample.ttft_s for sample in good if sample.pieces_s]
         gaps = [1000 * gap for sample in good for gap in sample.gaps_s]
         tpot = [1000 * sample.tpot_s for sample in good if sample.tpot_s is not None]
-        e2e = [1000 * (sample.ended_s - sample.started_s) for sample in good]
+        e2e = [1000 * (sample.ended_s - sample.started_s) for sample in good if not sample.cut]
         late = [1000 * (s.sent_s - s.started_s) for s in samples if s.sent_s is not None]
         return cls(
             clients=(
@@ -99,25 +102,33 @@ class Run:
             ttft_p99_ms=percentile(ttft, 0.99),
             itl_p50_ms=percentile(gaps, 0.5),
             itl_p99_ms=percentile(gaps, 0.99),
-            usage_known=all(sample.usage_known for sample in good),
+            usage_known=all(sample.usage_known for sample in good if not sample.cut),
             first_error=next((sample.error for sample in samples if sample.error), None),
-            prompt_tokens=_sum_known([sample.prompt_tokens for sample in good]),
-            cached_tokens=_sum_known([sample.cached_tokens for sample in good]),
+            prompt_tokens=_sum_known([sample.prompt_tokens for sample in good if not sample.cut]),
+            cached_tokens=_sum_known([sample.cached_tokens for sample in good if not sample.cut]),
             tpot_p50_ms=percentile(tpot, 0.5),
             e2e_p50_ms=percentile(e2e, 0.5),
             e2e_p99_ms=percentile(e2e, 0.99),
-            requests_per_s=len(good) / seconds,
+            requests_per_s=sum(not sample.cut for sample in good) / seconds,
             late_p99_ms=percentile(late, 0.99),
             cpu_s=cpu_s,
             client_cpu_s=client_cpu_s,
+            cut=sum(sample.cut for sample in good),
             details=details or {},
         )
 
     @property
     def prompt_tokens_each(self) -> float | None:
         """Tokens of a prompt, on average; None when the server does not say."""
-        good = self.requests - self.failed
-        return self.prompt_tokens / good if self.prompt_tokens and good else None
+        ended = self.requests - self.failed - self.cut
+        return self.prompt_tokens / ended if self.prompt_tokens and ended else None
+
+    @property
+    def computed_tokens_each(self) -> float | None:
+        """The same without those that a cache had."""
+        if self.prompt_tokens_each is None or not self.prompt_tokens:
+            return None
+        return self.prompt_tokens_each * (1 - (self.cached_tokens or 0) / self.prompt_tokens)
 
     @property
     def cpu_ms_per_1000_tokens(self) -> float | None:

@@ -85,11 +85,7 @@ def _bound_of(row: Row, rows: Sequence[Row], bound: Bound) -> float | None:
 
 def _computed_tokens(row: Row) -> float | None:
     """Tokens of a prompt that had to be computed: those that no cache had."""
-    found = [
-        (run.prompt_tokens - (run.cached_tokens or 0)) / (run.requests - run.failed)
-        for run in row.runs
-        if run.prompt_tokens and run.requests > run.failed
-    ]
+    found = [each for run in row.runs if (each := run.computed_tokens_each) is not None]
     return statistics.median(found) if found else None
 
 

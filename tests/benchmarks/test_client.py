@@ -52,12 +52,12 @@ def test_it_hears_openais_stream() -> None:
         "prompt_tokens_details": {"cached_tokens": 4},
     }
     lines = [
-        (data({"choices": [{"delta": {"role": "assistant", "content": ""}}]}), False),
-        (b": ping\n", False),
-        (data({"choices": [{"delta": {"content": "a"}}]}), True),
-        (data({"choices": [{"text": "b", "finish_reason": "length"}]}), True),
-        (data({"choices": [], "usage": usage}), False),
-        (b"data: [DONE]\n", False),
+        (data({"choices": [{"delta": {"role": "assistant", "content": ""}}]}), ""),
+        (b": ping\n", ""),
+        (data({"choices": [{"delta": {"content": "a"}}]}), "a"),
+        (data({"choices": [{"text": "b", "finish_reason": "length"}]}), "b"),
+        (data({"choices": [], "usage": usage}), ""),
+        (b"data: [DONE]\n", ""),
     ]
     assert [hear_openai(line, heard) for line, _ in lines] == [text for _, text in lines]
     assert heard == Heard(2, 9, 4, finish="length", done=True)
@@ -72,10 +72,10 @@ def test_it_hears_an_error_in_the_stream() -> None:
 def test_it_hears_the_native_stream() -> None:
     heard = Heard()
     events = [
-        (Started(5, "i", "d"), False),
-        (Delta(0, 0, [1], ""), False),
-        (Delta(0, 1, [2], "b", finish_reason="length"), True),
-        (Done(prompt_tokens=5, completion_tokens=2, cached_tokens=3), False),
+        (Started(5, "i", "d"), ""),
+        (Delta(0, 0, [1], ""), ""),
+        (Delta(0, 1, [2], "b", finish_reason="length"), "b"),
+        (Done(prompt_tokens=5, completion_tokens=2, cached_tokens=3), ""),
     ]
     found = [hear_native(encode_event(event), heard) for event, _ in events]
     assert found == [text for _, text in events]
