@@ -1,6 +1,13 @@
-"""The paged engine's core: jobs in, steps, outputs out. Synchronous; no torch, no process, no I/O.
+"""The paged engine's core: jobs in, steps, outputs out. No torch, no process, no I/O.
 
 `worker/engine/process.py` runs it in a process of its own.
+
+With `overlap` a step is scheduled and launched before the results of the one before are taken, so
+that the device never waits for the host. What the earlier step samples stands as `PENDING` in the
+sequences meanwhile. When its results come, sequences that have ended drop out: what the later step
+computes for them is ignored, and their blocks can be given away at once, since steps run in order.
+A step with a sequence that reads its own last tokens (penalties, log probabilities of the prompt)
+is waited for before the next one is scheduled.
 """
 
 from __future__ import annotations
@@ -8,8 +15,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeAlias, cast
 
 from worker.engine.blocks import BlockPool
 from worker.engine.protocol import (
@@ -46,12 +53,15 @@ class RowResult:
         logprob: of that token, when asked for.
         prompt_logprobs: of the prompt tokens that follow the computed ones, when asked for.
         finite: False when the row's logits were not finite: the sequence fails alone.
+        late: whether a step launched meanwhile went on from another token than `token_id`, so that
+            what it computed for the sequence must be computed again.
     """
 
     token_id: int | None = None
     logprob: RawLogprob | None = None
     prompt_logprobs: SequenceOf[RawLogprob] = ()
     finite: bool = True
+    late: bool = False
 
 
 class Runner(Protocol):
@@ -61,7 +71,50 @@ class Runner(Protocol):
         """Compute a step; one result a batch entry."""
 
     def clear(self, blocks: list[int]) -> None:
-        """Zero the content of blocks."""
+        """Zero the content of blocks, behind all steps launched so far."""
+
+
+class Pending(Protocol):
+    """A step under way."""
+
+    def results(self) -> list[RowResult]:
+        """Wait for it; one result a batch entry."""
+
+
+class Launcher(Runner, Protocol):
+    """A runner that need not be waited for."""
+
+    def launch(self, batch: SequenceOf[Scheduled]) -> Pending:
+        """Begin a step behind those launched before.
+
+        A `PENDING` token in it is what the step launched last samples for the same sequence.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    """A step whose results are there."""
+
+    found: list[RowResult]
+
+    def results(self) -> list[RowResult]:
+        return self.found
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A step that was launched.
+
+    Attributes:
+        batch: what it computes. counted: the part of it that still counts.
+        late: sequences, by `id`, whose tokens were not those that the step after it went on from.
+    """
+
+    batch: list[Scheduled]
+    pending: Pending
+    started_s: float
+    counted: list[Scheduled] = field(default_factory=list)
+    late: set[int] = field(default_factory=set)
 
 
 class EngineCore:
@@ -71,19 +124,24 @@ class EngineCore:
         runner: computes steps.
         pool: KV blocks.
         max_running, max_batch_tokens: bounds of a step.
+        overlap: whether to launch a step before the one before has ended; takes a `Launcher`.
         clock: seconds, monotonic.
     """
 
     def __init__(
         self,
-        runner: Runner,
+        runner: Runner | Launcher,
         pool: BlockPool,
         *,
         max_running: int,
         max_batch_tokens: int,
+        overlap: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.runner = runner
+        self._overlap = overlap
+        self._flight: _Flight | None = None
+        self._landed_s = 0.0
         self._pool = pool
         self._scheduler = Scheduler(
             pool, max_running=max_running, max_batch_tokens=max_batch_tokens
@@ -101,7 +159,7 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """Whether `step` would have anything to do."""
-        return self._scheduler.has_work
+        return self._scheduler.has_work or self._flight is not None
 
     def submit(self, job: Job) -> None:
         """Queue a job."""
@@ -118,14 +176,20 @@ class EngineCore:
         self._drop([seq for seq in seqs if index is None or seq.index == index])
 
     def step(self) -> list[tuple[str, Output]]:
-        """Compute one step; outputs with the id of their job."""
+        """Compute a step, or launch it and take the one before; outputs with their job's id."""
         outputs = self._drop_expired()
+        before = self._flight
+        if before and any(item.seq.reads_tokens for item in before.batch):
+            outputs += self._land(before)
+        started_s = self._clock()
         batch = self._scheduler.schedule(self._pace.budget)
-        if batch:
-            started = self._clock()
-            results = self.runner.run(batch)
-            self._count(batch, self._clock() - started)
-            outputs += self._take(batch, results)
+        flight = _Flight(batch, self._launch(batch), started_s) if batch else None
+        if before and before is self._flight:
+            outputs += self._land(before)
+        if flight:
+            self._go_on(flight, before.late if before else set())
+            if not self._overlap:
+                outputs += self._land(flight)
         self._steps += 1
         return outputs
 
@@ -140,24 +204,48 @@ class EngineCore:
             prefill_tps=self._prefill_rate.value,
             decode_tps=self._decode_rate.value,
             step=self._steps,
-            busy=scheduler.has_work,
+            busy=self.has_work,
             preemptions=scheduler.preemptions,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
         )
 
+    def _launch(self, batch: SequenceOf[Scheduled]) -> Pending:
+        if self._overlap:
+            return cast(Launcher, self.runner).launch(batch)
+        return _Done(self.runner.run(batch))
+
+    def _go_on(self, flight: _Flight, late: set[int]) -> None:
+        """Count a launched step as computed, but for what the results before it made void."""
+        for item in flight.batch:
+            if self._is_alive(item.seq) and id(item.seq) not in late:
+                flight.counted.append(item)
+        self._scheduler.advance(flight.counted)
+        self._flight = flight
+
+    def _land(self, flight: _Flight) -> list[tuple[str, Output]]:
+        """Wait for a step and take its results."""
+        results = flight.pending.results()
+        self._flight = None
+        now_s = self._clock()
+        self._count(flight.batch, now_s - max(flight.started_s, self._landed_s))
+        self._landed_s = now_s
+        counted = {id(item) for item in flight.counted}
+        pairs = zip(flight.batch, results, strict=True)
+        return self._take([pair for pair in pairs if id(pair[0]) in counted], flight.late)
+
     def _take(
-        self, batch: SequenceOf[Scheduled], results: SequenceOf[RowResult]
+        self, pairs: SequenceOf[tuple[Scheduled, RowResult]], late: set[int]
     ) -> list[tuple[str, Output]]:
         outputs: list[tuple[str, Output]] = []
-        good = [pair for pair in zip(batch, results, strict=True) if pair[1].finite]
-        for item, result in zip(batch, results, strict=True):
-            if not result.finite:
+        for item, result in pairs:
+            if not result.finite and self._is_alive(item.seq):
                 outputs += self._fail_bad(item.seq)
-        alive = [(item, result) for item, result in good if item.seq.job_id in self._jobs]
+        alive = [pair for pair in pairs if pair[1].finite and self._is_alive(pair[0].seq)]
+        late.update(id(item.seq) for item, result in alive if result.late)
         for item, result in alive:
             outputs += self._prompt_output(item, result)
-        self._scheduler.update(
+        self._scheduler.resolve(
             [item for item, _result in alive], [result.token_id for _item, result in alive]
         )
         for item, result in alive:
@@ -166,6 +254,9 @@ class EngineCore:
         self._forget([item.seq for item, _result in alive if item.seq.finish])
         return outputs
 
+    def _is_alive(self, seq: Sequence) -> bool:
+        return any(one is seq for one in self._jobs.get(seq.job_id, ()))
+
     def _prompt_output(self, item: Scheduled, result: RowResult) -> list[tuple[str, Output]]:
         """Gather prompt log probabilities; a recomputed prefill yields them once only."""
         seq = item.seq
@@ -173,15 +264,13 @@ class EngineCore:
             return []
         if not seq.prompt_logprobs:
             seq.prompt_logprobs.append(RawLogprob(seq.token_ids[0], None))
-        known = len(seq.prompt_logprobs) - (seq.num_computed + 1)
+        known = len(seq.prompt_logprobs) - (item.start + 1)
         seq.prompt_logprobs.extend(result.prompt_logprobs[max(0, known) :])
         if len(seq.prompt_logprobs) < seq.prompt_len:
             return []
         return [(seq.job_id, PromptOutput(list(seq.prompt_logprobs)))]
 
     def _fail_bad(self, seq: Sequence) -> list[tuple[str, Output]]:
-        if seq.job_id not in self._jobs:
-            return []
         self.runner.clear(seq.block_table)
         self._pool.discard(seq)
         self._drop(self._jobs[seq.job_id])

@@ -19,15 +19,20 @@ from worker.engine.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """`num_new` tokens of a sequence to compute in this step, from `seq.num_computed` on."""
+    """Tokens of a sequence to compute in a step: `num_new` from position `start` on.
+
+    `samples` says whether they reach the sequence's last token, so that a new one is sampled.
+    """
 
     seq: Sequence
     num_new: int
+    start: int
+    samples: bool
 
-    @property
-    def samples(self) -> bool:
-        """Whether the step reaches the sequence's last token, so that a new one is sampled."""
-        return self.num_new == self.seq.num_pending
+    @classmethod
+    def next_of(cls, seq: Sequence, num_new: int) -> Scheduled:
+        """The next `num_new` tokens of `seq`."""
+        return cls(seq, num_new, seq.num_computed, samples=num_new == seq.num_pending)
 
 
 class Scheduler:
@@ -108,24 +113,29 @@ class Scheduler:
         for seq in seqs:
             if budget == 0:
                 break
-            if not seq.block_table:
-                continue  # preempted in this very step
+            if not seq.block_table or seq.is_full:
+                continue  # preempted in this very step, or ends with the step under way
             num_new = min(seq.num_pending, budget)
             if not self._make_room(seq, seq.num_computed + num_new, batch):
                 continue
             self._pool.grow(seq, seq.num_computed + num_new)
-            batch.append(Scheduled(seq, num_new))
+            batch.append(Scheduled.next_of(seq, num_new))
             budget -= num_new
         return budget
 
-    def update(self, batch: SequenceOf[Scheduled], sampled: SequenceOf[int | None]) -> None:
-        """Take a step's result: one token id a batch entry, None where none was sampled."""
+    def advance(self, batch: SequenceOf[Scheduled]) -> None:
+        """Count a step as computed, with `PENDING` for the tokens that it samples."""
+        for item in batch:
+            item.seq.num_computed += item.num_new
+            self._pool.publish(item.seq)
+            if item.samples:
+                item.seq.reserve()
+
+    def resolve(self, batch: SequenceOf[Scheduled], sampled: SequenceOf[int | None]) -> None:
+        """Take a counted step's tokens: one a batch entry, None where none was sampled."""
         for item, token_id in zip(batch, sampled, strict=True):
-            seq = item.seq
-            seq.num_computed += item.num_new
-            self._pool.publish(seq)
             if token_id is not None:
-                seq.append(token_id)
+                item.seq.resolve(token_id)
         self.remove([item.seq for item in batch if item.seq.finish])
 
     def _admit(self, budget: int, batch: list[Scheduled]) -> None:
@@ -144,7 +154,7 @@ class Scheduler:
             num_new = min(seq.num_pending, budget)
             self._pool.grow(seq, seq.num_computed + num_new)
             self.running.append(seq)
-            batch.append(Scheduled(seq, num_new))
+            batch.append(Scheduled.next_of(seq, num_new))
             budget -= num_new
 
     def _make_room(self, seq: Sequence, num_tokens: int, batch: list[Scheduled]) -> bool:

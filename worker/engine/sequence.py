@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Final
 
 from worker.engine.protocol import Finish, Job, RawLogprob, SequenceParams
+
+PENDING: Final = -1
+"""Stands for a token that a step under way samples."""
 
 
 @dataclass(slots=True, eq=False)
@@ -13,7 +17,7 @@ class Sequence:
     """State of one choice of a job.
 
     Attributes:
-        token_ids: prompt and generated tokens.
+        token_ids: prompt and generated tokens; the last may be `PENDING`.
         num_computed: how many leading tokens have their keys and values in the pool.
         block_table: ids of the blocks that hold them, in order.
         num_hashed: how many leading blocks are published in the prefix cache.
@@ -64,9 +68,34 @@ class Sequence:
         """Whether the prefill must yield logits of every prompt position."""
         return self.params.prompt_logprobs is not None and self.index == 0
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether its next step needs its last token on the host, and cannot go ahead of it."""
+        params = self.params
+        return bool(
+            params.repetition_penalty != 1.0
+            or params.presence_penalty
+            or params.frequency_penalty
+            or self.wants_prompt_logprobs
+        )
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further token fits, be its last one known or not."""
+        return self.num_output >= self.params.max_tokens
+
     def append(self, token_id: int) -> None:
         """Take a newly sampled token; decides whether the sequence is finished."""
-        self.token_ids.append(token_id)
+        self.reserve()
+        self.resolve(token_id)
+
+    def reserve(self) -> None:
+        """Go on as if the next token had been sampled."""
+        self.token_ids.append(PENDING)
+
+    def resolve(self, token_id: int) -> None:
+        """Take the token that `reserve` made room for; decides whether it is the last."""
+        self.token_ids[-1] = token_id
         self.output_counts[token_id] += 1
         past_minimum = self.num_output >= self.params.min_tokens
         if past_minimum and token_id in self.params.stop_token_ids:

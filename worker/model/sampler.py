@@ -7,7 +7,6 @@ parameters alone: not on its batch mates, not on when or where it resumed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 
 from worker.engine.protocol import RawLogprob, SequenceParams
 from worker.engine.sequence import Sequence
+from worker.model.transfer import Fetch, to_device
 
 _MASK: Final = 2**64 - 1
 _WIDTHS: Final = (256, 4096)  # most likely tokens to look at, before all of them
@@ -25,10 +25,14 @@ _PART: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was sampled for a row: the token, or `token_id` None where its logits are not finite."""
+    """What was sampled for a row: the token, or `token_id` None where its logits are not finite.
+
+    `late` says that it is not the one that `Draw.tokens` held.
+    """
 
     token_id: int | None
     logprob: RawLogprob | None = None
+    late: bool = False
 
 
 def uniform(seed: int, index: int, position: int) -> float:
@@ -44,31 +48,61 @@ def _splitmix(state: int) -> int:
     return state ^ (state >> 31)
 
 
+class Draw:
+    """One token for each row of a batch, chosen on the device and not yet waited for.
+
+    Attributes:
+        tokens: [rows], int64, on the device. `choices` replaces a token where ranking the likeliest
+            ones was not enough to choose it, which is rare, and says so in `Choice.late`.
+
+    Args:
+        logits: [rows, vocab], any float dtype; not read any more once this is made.
+        seqs: the rows' sequences; only read, and only now.
+    """
+
+    def __init__(self, logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> None:
+        logits = logits.float()
+        finite = logits.sum(-1).isfinite()  # one pass: a sum is finite only if all its terms are
+        shaped = _shape(logits, seqs)
+        greedy = [row for row, seq in enumerate(seqs) if _is_greedy(seq.params)]
+        drawn = [row for row, seq in enumerate(seqs) if not _is_greedy(seq.params)]
+        parts: list[tuple[list[int], torch.Tensor]] = []
+        self._lottery: _Lottery | None = None
+        if greedy:
+            parts.append((greedy, _rows(shaped, greedy).argmax(-1)))
+        if drawn:
+            self._lottery = _Lottery(_rows(shaped, drawn), [seqs[row] for row in drawn])
+            parts.append((drawn, self._lottery.tokens))
+        self._drawn = drawn
+        found = _merged(parts, len(seqs))
+        self.tokens = found.clamp(min=0)
+        self._found = Fetch(torch.stack([found, finite.long()]))
+        nums = [seq.params.logprobs for seq in seqs]
+        self._raw = _RawLogprobs(logits, self.tokens, nums)
+
+    def choices(self) -> list[Choice]:
+        """The tokens on the host; waits for the device, but not for what was queued since."""
+        tokens, finite = self._found.read()
+        late = {row for row, token in enumerate(tokens) if token < 0 and finite[row]}
+        if self._lottery is not None and late:
+            places = [at for at, row in enumerate(self._drawn) if row in late]
+            for at, token in zip(places, self._lottery.wider(places), strict=True):
+                tokens[self._drawn[at]] = token
+        raw = self._raw.read(tokens)
+        return [
+            Choice(token, raw.get(row), late=row in late) if finite[row] else Choice(None)
+            for row, token in enumerate(tokens)
+        ]
+
+
 def sample(logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> list[Choice]:
-    """One token a row.
+    """One token a row, waited for.
 
     Args:
         logits: [rows, vocab], any float dtype.
         seqs: the rows' sequences; only read.
     """
-    logits = logits.float()
-    # one pass: a sum is finite only if all its terms are
-    bad = {row for row, total in enumerate(logits.sum(-1).tolist()) if not math.isfinite(total)}
-    shaped = _shape(logits, seqs)
-    tokens = [0] * len(seqs)
-    greedy = [row for row, seq in enumerate(seqs) if _is_greedy(seq.params)]
-    drawn = [row for row, seq in enumerate(seqs) if not _is_greedy(seq.params) and row not in bad]
-    for rows, found in (
-        (greedy, _rows(shaped, greedy).argmax(-1).tolist() if greedy else []),
-        (drawn, _draw(_rows(shaped, drawn), [seqs[row] for row in drawn]) if drawn else []),
-    ):
-        for row, token in zip(rows, found, strict=True):
-            tokens[row] = token
-    raw = _raw_logprobs(logits, tokens, [seq.params.logprobs for seq in seqs])
-    return [
-        Choice(None) if row in bad else Choice(tokens[row], raw.get(row))
-        for row in range(len(seqs))
-    ]
+    return Draw(logits, seqs).choices()
 
 
 def prompt_logprobs(
@@ -81,7 +115,8 @@ def prompt_logprobs(
         targets: the tokens that did come there.
         num_top: how many alternatives.
     """
-    found = _raw_logprobs(logits.float(), targets, [num_top] * len(targets))
+    ids = to_device(targets, logits.device)
+    found = _RawLogprobs(logits.float(), ids, [num_top] * len(targets)).read(targets)
     return [found[row] for row in range(len(targets))]
 
 
@@ -115,50 +150,82 @@ def _shape_row(row: torch.Tensor, seq: Sequence) -> None:
     """Change one row [vocab] in place; penalties as in CTRL (repetition) and OpenAI's API."""
     params, device = seq.params, row.device
     if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted(set(seq.token_ids)), device=device)
+        seen = to_device(sorted(set(seq.token_ids)), device)
         scores = row[seen]
         penalty = params.repetition_penalty
         row[seen] = torch.where(scores > 0, scores / penalty, scores * penalty)
     if (params.presence_penalty or params.frequency_penalty) and seq.output_counts:
-        ids = torch.tensor(list(seq.output_counts), device=device)
-        counts = torch.tensor(list(seq.output_counts.values()), device=device, dtype=row.dtype)
+        ids = to_device(list(seq.output_counts), device)
+        counts = to_device(list(seq.output_counts.values()), device, row.dtype)
         row[ids] -= params.presence_penalty + params.frequency_penalty * counts
     for token_id, bias in params.logit_bias:
         row[token_id] += bias
     if seq.num_output < params.min_tokens:
         forbidden = {*params.eos_token_ids, *params.stop_token_ids}
-        row[[token for token in forbidden if token < row.shape[0]]] = float("-inf")
+        ids = to_device([id for id in forbidden if id < row.shape[0]], device, torch.long)
+        row.index_fill_(0, ids, float("-inf"))
 
 
 def _rows(logits: torch.Tensor, rows: SequenceOf[int]) -> torch.Tensor:
-    return logits if len(rows) == len(logits) else logits[list(rows)]
+    if len(rows) == len(logits):
+        return logits
+    return logits.index_select(0, to_device(rows, logits.device))
 
 
-def _draw(shaped: torch.Tensor, seqs: SequenceOf[Sequence]) -> list[int]:
-    """Sample each row of [rows, vocab] by temperature, top_k, top_p, min_p, in this order."""
-    params = [seq.params for seq in seqs]
-    temperature = torch.tensor([one.temperature for one in params], device=shaped.device)
-    scaled = shaped / temperature[:, None]
-    draws = torch.tensor(
-        [uniform(seq.params.seed, seq.index, seq.num_output) for seq in seqs],
-        device=shaped.device,
-        dtype=torch.float64,
-    )
-    whole = [at for at, one in enumerate(params) if not _is_cut(one)]
-    left = [at for at, one in enumerate(params) if _is_cut(one)]
-    tokens = [0] * len(seqs)
-    if whole:
-        probs = _above_min_p(_rows(scaled, whole).softmax(-1), [params[at] for at in whole])
-        for at, token in zip(whole, _invert(probs, draws[whole]).tolist(), strict=True):
-            tokens[at] = token
-    for width in (*_WIDTHS, shaped.shape[-1]):
-        if not left:
-            break
-        found = _draw_top(scaled[left], draws[left], [params[at] for at in left], width)
-        for at, token in zip(left, found, strict=True):
-            tokens[at] = token
-        left = [at for at, token in zip(left, found, strict=True) if token < 0]
-    return tokens
+def _merged(parts: SequenceOf[tuple[list[int], torch.Tensor]], num_rows: int) -> torch.Tensor:
+    """One tensor [num_rows] of those for parts of the rows."""
+    if len(parts) == 1:
+        return parts[0][1]
+    merged = parts[0][1].new_empty(num_rows)
+    for rows, values in parts:
+        merged[to_device(rows, merged.device)] = values
+    return merged
+
+
+class _Lottery:
+    """Rows drawn by temperature, top_k, top_p, min_p, in this order.
+
+    Attributes:
+        tokens: [rows]; -1 where top_p reaches beyond the tokens that were ranked.
+
+    Args:
+        shaped: [rows, vocab].
+        seqs: the rows' sequences.
+    """
+
+    def __init__(self, shaped: torch.Tensor, seqs: SequenceOf[Sequence]) -> None:
+        device = shaped.device
+        self._params = [seq.params for seq in seqs]
+        temperature = to_device([one.temperature for one in self._params], device)
+        self._scaled = shaped / temperature[:, None]
+        self._draws = to_device(
+            [uniform(seq.params.seed, seq.index, seq.num_output) for seq in seqs],
+            device,
+            torch.float64,
+        )
+        parts: list[tuple[list[int], torch.Tensor]] = []
+        whole = [at for at, one in enumerate(self._params) if not _is_cut(one)]
+        if whole:
+            probs = _rows(self._scaled, whole).softmax(-1)
+            probs = _above_min_p(probs, [self._params[at] for at in whole])
+            parts.append((whole, _invert(probs, _rows(self._draws, whole))))
+        cut = [at for at, one in enumerate(self._params) if _is_cut(one)]
+        if cut:
+            parts.append((cut, self._among(cut, _WIDTHS[0])))
+        self.tokens = _merged(parts, len(seqs))
+
+    def wider(self, places: list[int]) -> list[int]:
+        """The tokens at `places`, chosen among as many as it takes; waits for the device."""
+        tokens = dict.fromkeys(places, -1)
+        for width in (*_WIDTHS[1:], self._scaled.shape[-1]):
+            left = [at for at in places if tokens[at] < 0]
+            if left:
+                tokens.update(zip(left, self._among(left, width).tolist(), strict=True))
+        return [tokens[at] for at in places]
+
+    def _among(self, places: list[int], width: int) -> torch.Tensor:
+        params = [self._params[at] for at in places]
+        return _draw_top(_rows(self._scaled, places), _rows(self._draws, places), params, width)
 
 
 def _is_cut(params: SequenceParams) -> bool:
@@ -167,7 +234,7 @@ def _is_cut(params: SequenceParams) -> bool:
 
 def _draw_top(
     scaled: torch.Tensor, draws: torch.Tensor, params: SequenceOf[SequenceParams], width: int
-) -> list[int]:
+) -> torch.Tensor:
     """Sample each row among its `width` most likely tokens; -1 where top_p reaches beyond them.
 
     Ranking a whole vocabulary takes longer than the model's step, and is hardly ever needed.
@@ -175,10 +242,10 @@ def _draw_top(
     vocab = scaled.shape[-1]
     width = min(width, vocab)
     ranked, ids = scaled.topk(width, dim=-1)
-    top_k = torch.tensor(
-        [min(one.top_k, vocab) if one.top_k > 0 else vocab for one in params], device=scaled.device
+    top_k = to_device(
+        [min(one.top_k, vocab) if one.top_k > 0 else vocab for one in params], scaled.device
     )
-    top_p = torch.tensor([one.top_p for one in params], device=scaled.device)
+    top_p = to_device([one.top_p for one in params], scaled.device)
     beyond = torch.arange(width, device=scaled.device)[None, :] >= top_k[:, None]
     ranked.masked_fill_(beyond, float("-inf"))
     cut = top_k <= width
@@ -190,15 +257,14 @@ def _draw_top(
     probs = probs.masked_fill(sums - probs >= top_p[:, None], 0.0)
     ranks = _invert(_above_min_p(probs, params), draws)
     tokens = ids.gather(1, ranks[:, None])[:, 0]
-    found: list[int] = torch.where(enough, tokens, -1).tolist()
-    return found
+    return torch.where(enough, tokens, -1)
 
 
 def _above_min_p(probs: torch.Tensor, params: SequenceOf[SequenceParams]) -> torch.Tensor:
     """Zero what is less likely than `min_p` times the row's most likely token."""
     if not any(one.min_p for one in params):
         return probs
-    min_p = torch.tensor([one.min_p for one in params], device=probs.device)
+    min_p = to_device([one.min_p for one in params], probs.device)
     least = min_p[:, None] * probs.amax(-1, keepdim=True)
     return probs.masked_fill(probs < least, 0.0)
 
@@ -226,22 +292,40 @@ def _passed(weights: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.minimum(at, last)
 
 
-def _raw_logprobs(
-    logits: torch.Tensor, tokens: SequenceOf[int], num_tops: SequenceOf[int | None]
-) -> dict[int, RawLogprob]:
-    """Log probabilities of `tokens` under the raw distribution, for rows that ask for them."""
-    wanted = [(row, num) for row, num in enumerate(num_tops) if num is not None]
-    if not wanted:
-        return {}
-    rows = [row for row, _num in wanted]
-    logprobs = logits[rows].log_softmax(-1)
-    chosen = logprobs.gather(
-        1, torch.tensor([tokens[row] for row in rows], device=logits.device)[:, None]
-    )[:, 0].tolist()
-    most = max(num for _row, num in wanted)
-    values, ids = logprobs.topk(most, dim=-1) if most else (logprobs[:, :0], logprobs[:, :0])
-    pairs = zip(wanted, chosen, values.tolist(), ids.long().tolist(), strict=True)
-    return {
-        row: RawLogprob(tokens[row], own, list(zip(top_ids[:num], top[:num], strict=True)))
-        for (row, num), own, top, top_ids in pairs
-    }
+class _RawLogprobs:
+    """Log probabilities of tokens under the raw distribution, for the rows that ask for them.
+
+    Args:
+        logits: [rows, vocab], float32.
+        tokens: [rows], on the same device.
+        num_tops: alternatives for each row, None where nothing is asked for.
+    """
+
+    def __init__(
+        self, logits: torch.Tensor, tokens: torch.Tensor, num_tops: SequenceOf[int | None]
+    ) -> None:
+        self._wanted = [(row, num) for row, num in enumerate(num_tops) if num is not None]
+        if not self._wanted:
+            return
+        rows = [row for row, _num in self._wanted]
+        self._logprobs = _rows(logits, rows).log_softmax(-1)
+        self._supposed = Fetch(_rows(tokens, rows))
+        self._own = Fetch(self._logprobs.gather(1, _rows(tokens, rows)[:, None])[:, 0])
+        most = max(num for _row, num in self._wanted)
+        values, ids = self._logprobs.topk(most, dim=-1)
+        self._top = (Fetch(values), Fetch(ids))
+
+    def read(self, tokens: SequenceOf[int]) -> dict[int, RawLogprob]:
+        """By row; `tokens` are the final ones, on the host."""
+        if not self._wanted:
+            return {}
+        supposed, own = self._supposed.read(), self._own.read()
+        values, ids = (fetch.read() for fetch in self._top)
+        found: dict[int, RawLogprob] = {}
+        for at, (row, num) in enumerate(self._wanted):
+            token = tokens[row]
+            same = token == supposed[at] or token < 0
+            logprob = own[at] if same else self._logprobs[at, token].item()
+            top = list(zip(ids[at][:num], values[at][:num], strict=True))
+            found[row] = RawLogprob(token, logprob, top)
+        return found

@@ -47,7 +47,8 @@ def step(of: Scheduler) -> list[tuple[int, int]]:
     """Schedule and update with token 7 for whoever samples."""
     batch = of.schedule()
     seen = shape(batch)
-    of.update(batch, [7 if item.samples else None for item in batch])
+    of.advance(batch)
+    of.resolve(batch, [7 if item.samples else None for item in batch])
     return seen
 
 
@@ -128,7 +129,8 @@ def test_prefills_beside_decodes_have_a_budget_of_their_own() -> None:
     of.add(one([3] * 40, arrival=2))
     batch = of.schedule(30)
     assert shape(batch) == [(0, 1), (1, 30)]
-    of.update(batch, [7, None])
+    of.advance(batch)
+    of.resolve(batch, [7, None])
     assert shape(of.schedule(30)) == [(0, 1), (1, 10), (2, 20)]
 
 
@@ -216,7 +218,8 @@ def test_whatever_happens_blocks_are_conserved_and_everyone_finishes(seed: int) 
             assert len(item.seq.block_table) >= pool.blocks_for(
                 item.seq.num_computed + item.num_new
             )
-        of.update(batch, [rng.randint(1, 2) if item.samples else None for item in batch])
+        of.advance(batch)
+        of.resolve(batch, [rng.randint(1, 2) if item.samples else None for item in batch])
         held = {block for seq in of.running for block in seq.block_table}
         assert len(held) + pool.num_free == pool.num_blocks
     assert not of.has_work
