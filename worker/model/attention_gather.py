@@ -7,9 +7,11 @@ are attended together: the query heads of a group become the rows of one small m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -181,8 +183,8 @@ class GatherAttention:
         self._keys, self._values = {}, {}  # before the new ones: both may not fit
         for index, (shape, device, dtype) in layers.items():
             head = (shape.kv_heads, num_blocks, self.block_size)
-            self._keys[index] = torch.zeros((*head, shape.key_dim), device=device, dtype=dtype)
-            self._values[index] = torch.zeros((*head, shape.value_dim), device=device, dtype=dtype)
+            self._keys[index] = _zeros((*head, shape.key_dim), device, dtype)
+            self._values[index] = _zeros((*head, shape.value_dim), device, dtype)
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Zero the content of `blocks`."""
@@ -237,6 +239,14 @@ class GatherAttention:
             keys.index_select(1, blocks).view(*shape, keys.shape[-1]),
             values.index_select(1, blocks).view(*shape, values.shape[-1]),
         )
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Zeros that take no main memory before they are written: `torch.zeros` touches all of them."""
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device, dtype=dtype)
+    untouched = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(untouched).view(dtype).view(shape)
 
 
 def _attend_decode(
