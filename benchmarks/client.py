@@ -151,12 +151,12 @@ def hear_native(line: bytes, heard: Heard) -> str:
     """Take in one event of our own wire (`protocol/generation.py`); returns the text in it."""
     event = orjson.loads(line)
     if event["kind"] == "delta":
-        heard.finish = event["finish_reason"] or heard.finish
-        return str(event["text"])
+        heard.finish = event.get("finish_reason") or heard.finish
+        return str(event.get("text", ""))
     if event["kind"] == "done":
         heard.done = True
         heard.tokens, heard.prompt_tokens = event["completion_tokens"], event["prompt_tokens"]
-        heard.cached_tokens = event["cached_tokens"]
+        heard.cached_tokens = event.get("cached_tokens")
     elif event["kind"] == "failed":
         heard.error = f"{event['code']}: {event['message']}"[:200]
     return ""
