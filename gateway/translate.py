@@ -37,6 +37,7 @@ def chat_request(
         deadline_s=deadline_s,
         cache_salt=cache_salt,
         priority=request.priority,
+        whole=not request.stream,
     )
 
 
@@ -60,6 +61,7 @@ def completion_requests(
             deadline_s=deadline_s,
             cache_salt=cache_salt,
             priority=request.priority,
+            whole=not request.stream,
         )
         for number, prompt in enumerate(request.prompt)
     ]

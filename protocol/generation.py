@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
+from json.encoder import encode_basestring
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -80,6 +82,8 @@ class GenerateRequest(_Wire):
         deadline_s: seconds from arrival after which the request fails with `deadline_exceeded`.
         cache_salt: seeds the prefix cache, so tenants do not see each other's timing.
         priority: lower is served first.
+        whole: nobody reads the answer before its end, so deltas may be joined and come up to a
+            second late; the first one is not.
         instance_id, digest: fencing; when given and not the worker's own, `wrong_instance`.
     """
 
@@ -98,6 +102,7 @@ class GenerateRequest(_Wire):
     deadline_s: Annotated[float, Field(gt=0)] | None = None
     cache_salt: str = ""
     priority: int = 0
+    whole: bool = False
     instance_id: str | None = None
     digest: str | None = None
 
@@ -173,11 +178,6 @@ class TokenLogprob:
             fields["logprob"],
             [cls.from_wire(top) for top in fields["top"]],
         )
-
-
-def _logprobs(fields: Mapping[str, Any]) -> list[TokenLogprob] | None:
-    found = fields.get("logprobs")
-    return None if found is None else [TokenLogprob.from_wire(one) for one in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,11 +269,24 @@ Event: TypeAlias = Started | Prompt | Delta | Done | Failed
 _KINDS: dict[str, type[Started | Prompt | Delta | Done | Failed]] = {
     cls.kind: cls for cls in (Started, Prompt, Delta, Done, Failed)
 }
+_DEFAULTS: dict[type[Event], dict[str, Any]] = {
+    cls: {one.name: one.default for one in dataclass_fields(cls)} for cls in _KINDS.values()
+}
+"""Field names in order; a field without a default has `dataclasses.MISSING`, which equals none."""
 
 
 def encode_event(event: Event) -> bytes:
-    """One line of the wire, newline included."""
-    fields = {name: getattr(event, name) for name in event.__dataclass_fields__ if name != "kind"}
+    """One line of the wire, newline included; fields that have their default are left out."""
+    if isinstance(event, Delta) and event.finish_reason is None and event.logprobs is None:
+        # nearly all lines are of this form
+        text = encode_basestring(event.text)
+        head = f'{{"kind":"delta","index":{event.index},"pos":{event.pos},'
+        return f'{head}"ids":{event.ids},"text":{text}}}\n'.encode()
+    fields = {
+        name: value
+        for name, default in _DEFAULTS[type(event)].items()
+        if (value := getattr(event, name)) != default
+    }
     return to_json({"kind": event.kind, **fields}) + b"\n"
 
 
@@ -286,8 +299,8 @@ def decode_event(line: bytes) -> Event:
     fields = from_json(line)
     try:
         cls = _KINDS[fields.pop("kind")]
-        if "logprobs" in fields:
-            fields["logprobs"] = _logprobs(fields)
+        if fields.get("logprobs") is not None:
+            fields["logprobs"] = [TokenLogprob.from_wire(one) for one in fields["logprobs"]]
         return cls(**fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an event: {line[:200]!r}") from error

@@ -10,9 +10,10 @@ from fastapi import FastAPI
 
 from protocol import __version__
 from trireme.service.auth import TokenSet
-from trireme.service.control import TokenGuard, install_error_handlers
+from trireme.service.control import TokenGuard, error_response, install_error_handlers
 from trireme.service.health import health_router
 from trireme.service.server import ExitRequest
+from trireme.service.shortcut import Shortcut, routes_of
 from worker import fastchat, native
 from worker.config import Settings
 from worker.edge import document_bodies
@@ -60,10 +61,13 @@ def create_app(settings: Settings, *, address: str, exit_request: ExitRequest) -
             await runtime.close()
 
     app = FastAPI(title="Trireme worker", version=__version__, lifespan=lifespan)
+    made = native.native_router(service, reporter.record)
+    busy = routes_of(made, "/native/generate", "/native/embed", "/native/tokenize")
+    app.add_middleware(Shortcut, routes=busy, render=error_response)
     app.add_middleware(TokenGuard, tokens=TokenSet([settings.cluster_token]))
     install_error_handlers(app, "worker")
     app.include_router(health_router("worker", runtime.not_ready, metrics.registry))
-    app.include_router(native.native_router(service, reporter.record))
+    app.include_router(made)
     app.include_router(fastchat.fastchat_router(service, runtime))
     document_bodies(app, (*native.BODIES, *fastchat.BODIES))
     return WorkerApp(app, runtime.drain, runtime)

@@ -43,7 +43,7 @@ from protocol.generation import (
 )
 from trireme.service.control import invalid, parse_body
 from worker.checks import Manner
-from worker.edge import MAX_BODY_BYTES, Streamed, body_schema, while_connected
+from worker.edge import MAX_BODY_BYTES, body_schema, streamed, while_connected
 from worker.runtime import Ready, Runtime
 from worker.service import Service
 
@@ -61,23 +61,25 @@ def fastchat_router(service: Service, runtime: Runtime) -> APIRouter:
     router = APIRouter(tags=["fastchat"])
     served = runtime.settings.served_names[0]
 
-    async def frames(params: GenerateParams) -> AsyncGenerator[Frame, None]:
+    async def frames(
+        params: GenerateParams, *, whole: bool = False
+    ) -> AsyncGenerator[list[Frame], None]:
         fold = _Fold(echo=params.echo is not False)
         try:
-            request = _request(params, served)
+            request = _request(params, served, whole)
         except TriremeError as error:
-            yield error_frame(error)
+            yield [error_frame(error)]
             return
         manner = Manner(cut_max_tokens=True, detached=not request.echo)
-        async with aclosing(service.generate(request, manner)) as events:
-            async for event in events:
-                for frame in fold.frames(event):
-                    yield frame
+        async with aclosing(service.generate(request, manner)) as batches:
+            async for events in batches:
+                if found := [frame for event in events for frame in fold.frames(event)]:
+                    yield found
 
     @router.post("/worker_generate_stream", openapi_extra=body_schema(GenerateParams))
     async def generate_stream(request: Request) -> Response:
         params = await parse_body(request, GenerateParams, MAX_BODY_BYTES)
-        return Streamed(frames(params), _framed, "application/octet-stream")
+        return streamed(_framed(frames(params)), "application/octet-stream")
 
     @router.post("/worker_generate", openapi_extra=body_schema(GenerateParams))
     async def generate(request: Request) -> Response:
@@ -85,9 +87,9 @@ def fastchat_router(service: Service, runtime: Runtime) -> APIRouter:
 
         async def last() -> Frame:
             latest: Frame = {}
-            async with aclosing(frames(params)) as each:
-                async for frame in each:
-                    latest = frame
+            async with aclosing(frames(params, whole=True)) as each:
+                async for found in each:
+                    latest = found[-1]
             return latest
 
         return JSONResponse(await while_connected(request, last()))
@@ -147,14 +149,18 @@ def _ready(runtime: Runtime, model: str) -> Ready:
     return runtime.require(model)
 
 
-def _framed(frame: Frame) -> bytes:
-    return orjson.dumps(frame) + b"\0"
+async def _framed(
+    frames: AsyncGenerator[list[Frame], None],
+) -> AsyncGenerator[bytes, None]:
+    async with aclosing(frames):
+        async for found in frames:
+            yield b"".join(orjson.dumps(frame) + b"\0" for frame in found)
 
 
 # ---- generation: parameters in, cumulative frames out -------------------------------------------
 
 
-def _request(params: GenerateParams, served: str) -> GenerateRequest:
+def _request(params: GenerateParams, served: str, whole: bool) -> GenerateRequest:
     """The native request; nulls mean FastChat's defaults.
 
     Raises:
@@ -190,6 +196,7 @@ def _request(params: GenerateParams, served: str) -> GenerateRequest:
         prompt=params.prompt,
         sampling=sampling,
         echo=echo,
+        whole=whole,
     )
 
 

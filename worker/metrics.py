@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from protocol.fleet import WorkerState
+from protocol.generation import FinishReason
+from trireme.service.histogram import LabelledHistogram, Series
 from worker.runtime import Runtime
 
 _FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -74,8 +76,8 @@ class Metrics:
             family = Counter(name, text, ["model_name"], registry=self.registry)
             return family.labels(model)
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            family = Histogram(name, text, ["model_name"], buckets=buckets, registry=self.registry)
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Series:
+            family = LabelledHistogram(name, text, "model_name", buckets, self.registry)
             return family.labels(model)
 
         self.prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens of admitted requests")
@@ -112,11 +114,13 @@ class Metrics:
         self.cancelled = Counter(
             "trireme_requests_cancelled", "Requests that the caller left", registry=self.registry
         )
-        self._model = model
+        self._success_by = {
+            reason: self._success.labels(model, reason) for reason in get_args(FinishReason)
+        }
 
-    def finished(self, reason: str) -> None:
+    def finished(self, reason: FinishReason) -> None:
         """A choice finished."""
-        self._success.labels(self._model, reason).inc()
+        self._success_by[reason].inc()
 
     def failed(self, code: str) -> None:
         """A request failed with a code of the taxonomy."""

@@ -10,7 +10,8 @@ A request that is refused before it starts is answered by the error's HTTP statu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 
 from fastapi import APIRouter, Request, Response
 
@@ -18,6 +19,7 @@ from protocol.fleet import WorkerRecord
 from protocol.generation import (
     EmbedRequest,
     EmbedResponse,
+    Event,
     Failed,
     GenerateRequest,
     TokenizeRequest,
@@ -26,7 +28,7 @@ from protocol.generation import (
 )
 from trireme.service.control import parse_body
 from trireme.service.logs import request_id
-from worker.edge import MAX_BODY_BYTES, Streamed, body_schema, while_connected
+from worker.edge import MAX_BODY_BYTES, body_schema, streamed, while_connected
 from worker.service import Service
 
 NDJSON = "application/x-ndjson"
@@ -50,12 +52,12 @@ def native_router(service: Service, record: Callable[[], WorkerRecord]) -> APIRo
     async def generate(request: Request) -> Response:
         body = await parse_body(request, GenerateRequest, MAX_BODY_BYTES)
         request_id.set(body.request_id)
-        events = service.generate(body)
-        first = await anext(events)
-        if isinstance(first, Failed):
-            await events.aclose()
-            raise first.error()
-        return Streamed(events, encode_event, NDJSON, [first])
+        batches = service.generate(body)
+        first = await anext(batches)
+        if isinstance(first[0], Failed):
+            await batches.aclose()
+            raise first[0].error()
+        return streamed(_lines(first, batches), NDJSON)
 
     @router.post(
         "/native/embed", openapi_extra=body_schema(EmbedRequest), response_model=EmbedResponse
@@ -80,3 +82,13 @@ def native_router(service: Service, record: Callable[[], WorkerRecord]) -> APIRo
         return record()
 
     return router
+
+
+async def _lines(
+    first: list[Event], others: AsyncGenerator[list[Event], None]
+) -> AsyncGenerator[bytes, None]:
+    """Events on the wire, those that come together in one piece."""
+    async with aclosing(others):
+        yield b"".join(map(encode_event, first))
+        async for events in others:
+            yield b"".join(map(encode_event, events))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -21,6 +21,7 @@ from protocol.generation import (
     EmbedResponse,
     Event,
     Failed,
+    FinishReason,
     GenerateRequest,
     Prompt,
     Started,
@@ -29,7 +30,7 @@ from protocol.generation import (
 )
 from worker.checks import NATIVE, Manner, Plan, plan
 from worker.embedding import chunked, finished, to_base64
-from worker.engine.protocol import Job, PromptOutput
+from worker.engine.protocol import Job, PromptOutput, StepOutput
 from worker.metrics import Metrics
 from worker.runtime import Ready, Runtime
 from worker.text.choice import Choice, readable
@@ -40,6 +41,9 @@ log = logging.getLogger(__name__)
 
 _THREAD_ABOVE_CHARS = 8192
 _PROMPT_PIECE = 256
+_WHOLE_HOLD_S, _WHOLE_INTERVAL = 1.0, 64
+"""Seconds and tokens between two deltas that nobody reads before the answer's end: short against
+the longest pause that a gateway takes for life."""
 
 
 class Service:
@@ -54,33 +58,33 @@ class Service:
 
     async def generate(
         self, request: GenerateRequest, manner: Manner = NATIVE
-    ) -> AsyncGenerator[Event, None]:
-        """The events of one request; close the generator to cancel it."""
-        event: Event | None = None
+    ) -> AsyncGenerator[list[Event], None]:
+        """The events of one request, as they come together; close the generator to cancel it."""
+        events: list[Event] = []
         try:
-            async with aclosing(self._generate(request, manner)) as events:
-                async for event in events:
-                    yield event
+            async with aclosing(self._generate(request, manner)) as batches:
+                async for events in batches:
+                    yield events
         except TriremeError as error:
             self._metrics.failed(error.code)
             log.info("request refused: %s %s", error.code, error.param or "")
-            yield Failed.of(error)
+            yield [Failed.of(error)]
         except TimeoutError:
             self._metrics.failed("deadline_exceeded")
             message = f"The request took longer than its deadline of {request.deadline_s:g} s."
-            yield Failed("deadline_exceeded", message)
+            yield [Failed("deadline_exceeded", message)]
         except Exception:
             log.exception("request failed")
             self._metrics.failed("internal_error")
-            yield Failed("internal_error", "The worker failed to process the request.")
+            yield [Failed("internal_error", "The worker failed to process the request.")]
         except (GeneratorExit, asyncio.CancelledError):
-            if not isinstance(event, Done):
+            if not events or not isinstance(events[-1], Done):
                 self._metrics.cancelled.inc()
             raise
 
     async def _generate(
         self, request: GenerateRequest, manner: Manner
-    ) -> AsyncGenerator[Event, None]:
+    ) -> AsyncGenerator[list[Event], None]:
         arrived = time.monotonic()
         until = _loop_time(request.deadline_s)
         ready = self._runtime.require(request.model, request.instance_id, request.digest)
@@ -90,20 +94,22 @@ class Service:
             made = self._plan(ready, request, prompt, manner)
             place = ready.admission.enter(len(prompt.ids), request.sampling.n, request.priority)
             with place as ticket:
-                yield Started(
+                started = Started(
                     len(prompt.ids), self._runtime.instance_id, ready.digest, made.params.seed
                 )
                 if request.echo and made.params.prompt_logprobs is None:
-                    yield Prompt(prompt.ids, prompt.text)
+                    yield [started, Prompt(prompt.ids, prompt.text)]
+                else:
+                    yield [started]
                 async with asyncio.timeout_at(until):
                     await ticket.wait_turn()
                 self._metrics.queue_s.observe(time.monotonic() - arrived)
                 job = self._job(request, prompt, made, until)
-                run = _Run(self._metrics, ready, job, made, prompt, arrived, until)
-                async with aclosing(run.events()) as events:
-                    async for event in events:
+                run = _Run(self._metrics, ready, job, made, prompt, arrived)
+                async with aclosing(run.events(_hold_s(request, made))) as batches:
+                    async for events in batches:
                         ticket.first_output()
-                        yield event
+                        yield events
 
     def _plan(
         self, ready: Ready, request: GenerateRequest, prompt: EncodedPrompt, manner: Manner
@@ -117,7 +123,7 @@ class Service:
             ready.info,
             ready.text.template,
             manner=manner,
-            interval=self._runtime.settings.stream_interval,
+            interval=max(self._runtime.settings.stream_interval, _WHOLE_INTERVAL * request.whole),
             draw_seed=self._runtime.draw_seed,
         )
 
@@ -245,55 +251,72 @@ class _Run:
         made: Plan,
         prompt: EncodedPrompt,
         arrived: float,
-        until: float | None,
     ) -> None:
         self._metrics = metrics
         self._ready = ready
         self._job = job
         self._prompt = prompt
         self._arrived = arrived
-        self._until = until
         self._choices = [Choice(i, ready.text.tokenizer, made.text) for i in range(job.n)]
+        self._unfinished = job.n
         self._last_token_at = [0.0] * job.n
         self._cached_tokens = 0
         self._metrics.prompt_tokens.inc(len(prompt.ids))
 
-    async def events(self) -> AsyncGenerator[Event, None]:
+    async def events(self, hold_s: float) -> AsyncGenerator[list[Event], None]:
         """Deltas as they are due, then `Done`.
+
+        Args:
+            hold_s: see `Engine.submit`.
 
         Raises:
             TriremeError: the engine failed the job. TimeoutError: the deadline passed.
         """
-        engine = self._ready.engine
-        unfinished = len(self._choices)
-        async with aclosing(engine.submit(self._job)) as outputs:
-            while unfinished:
-                async with asyncio.timeout_at(self._until):
-                    output = await anext(outputs, None)
-                if output is None:
-                    raise TriremeError("engine_dead", "The engine ended a request too early.")
-                if isinstance(output, PromptOutput):
-                    for piece in self._prompt_events(output):
-                        yield piece
+        async with aclosing(self._ready.engine.submit(self._job, hold_s)) as batches:
+            async for outputs in batches:
+                if isinstance(outputs[0], PromptOutput):
+                    for piece in self._prompt_events(outputs[0]):
+                        yield [piece]
                         await asyncio.sleep(0)
-                    continue
-                choice = self._choices[output.index]
-                before = choice.finish, choice.num_tokens
-                delta = choice.feed(output)
-                if output.index == 0:  # the other choices find the prompt that this one computed
-                    self._cached_tokens = output.cached_tokens
-                self._observe(output.index, choice.num_tokens - before[1])
-                if choice.finish is not None and before[0] is None:
-                    unfinished -= 1
-                    self._metrics.finished(choice.finish)
-                    if choice.stopped_by_text and output.finish is None:
-                        engine.abort(self._job.job_id, output.index)
-                if delta is not None:
-                    yield delta
+                events = self._deltas([each for each in outputs if isinstance(each, StepOutput)])
+                if not self._unfinished:
+                    yield [*events, self._done()]
+                    return
+                if events:
+                    yield events
+        raise TriremeError("engine_dead", "The engine ended a request too early.")
+
+    def _deltas(self, outputs: Sequence[StepOutput]) -> list[Event]:
+        """What these outputs give; the time since the last ones is shared by their tokens."""
+        deltas: list[Event] = []
+        fresh = [0] * len(self._choices)
+        for output in outputs:
+            choice = self._choices[output.index]
+            if choice.finish is not None:
+                continue
+            before = choice.num_tokens
+            delta = choice.feed(output)
+            if output.index == 0:  # the other choices find the prompt that this one computed
+                self._cached_tokens = output.cached_tokens
+            fresh[output.index] += choice.num_tokens - before
+            if choice.finish is not None:
+                self._finish(choice, choice.finish, output)
+            if delta is not None:
+                deltas.append(delta)
+        self._observe(fresh)
+        return deltas
+
+    def _finish(self, choice: Choice, reason: FinishReason, output: StepOutput) -> None:
+        self._unfinished -= 1
+        self._metrics.finished(reason)
+        if choice.stopped_by_text and output.finish is None:
+            self._ready.engine.abort(self._job.job_id, output.index)
+
+    def _done(self) -> Done:
         self._metrics.request_s.observe(time.monotonic() - self._arrived)
         self._metrics.prefix_queries.inc(len(self._prompt.ids))
         self._metrics.prefix_hits.inc(self._cached_tokens)
-        yield Done(
+        return Done(
             prompt_tokens=len(self._prompt.ids),
             completion_tokens=sum(choice.num_tokens for choice in self._choices),
             cached_tokens=self._cached_tokens,
@@ -310,14 +333,24 @@ class _Run:
             logprobs = [readable(raw, tokenizer) for raw in output.logprobs[piece]]
             yield Prompt(ids[piece], "" if at else text, logprobs)
 
-    def _observe(self, index: int, num_tokens: int) -> None:
-        now, last = time.monotonic(), self._last_token_at[index]
-        if not any(self._last_token_at):
-            self._metrics.first_token_s.observe(now - self._arrived)
-        if last:
-            self._metrics.inter_token_s.observe(now - last)
-        self._last_token_at[index] = now
-        self._metrics.generation_tokens.inc(num_tokens)
+    def _observe(self, fresh: Sequence[int]) -> None:
+        """Count new tokens, so many for each choice."""
+        now = time.monotonic()
+        for index, tokens in enumerate(fresh):
+            if not tokens:
+                continue
+            last = self._last_token_at[index]
+            if last:
+                self._metrics.inter_token_s.observe((now - last) / tokens, tokens)
+            elif not any(self._last_token_at):
+                self._metrics.first_token_s.observe(now - self._arrived)
+            self._last_token_at[index] = now
+        self._metrics.generation_tokens.inc(sum(fresh))
+
+
+def _hold_s(request: GenerateRequest, made: Plan) -> float:
+    """How long tokens may be kept back: never where a stop string could end the text early."""
+    return _WHOLE_HOLD_S if request.whole and not made.text.stops else 0.0
 
 
 def _loop_time(deadline_s: float | None) -> float | None:

@@ -228,7 +228,7 @@ def test_the_engines_are_those_of_the_flag() -> None:
 async def test_a_job_that_the_engine_fails_ends_with_its_code(
     worker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def failing(self: SimEngine, job: Any) -> Any:
+    async def failing(self: SimEngine, job: Any, hold_s: float) -> Any:
         raise TriremeError("out_of_memory", "No memory is left.")
         yield
 

@@ -18,13 +18,12 @@ from pydantic_core import to_json
 from protocol.errors import TriremeError
 from worker.engine import pipe
 from worker.engine.config import EngineConfig
-from worker.engine.engine import JobFailed
+from worker.engine.outputs import Output, Outputs
 from worker.engine.protocol import (
     EngineInfo,
     EngineLoad,
     Job,
     ModelLoadError,
-    PromptOutput,
     StepOutput,
 )
 
@@ -47,7 +46,7 @@ class EngineProcess:
         self._progress = "starting the engine process"
         self._info: EngineInfo | None = None
         self._load = EngineLoad()
-        self._jobs: dict[str, asyncio.Queue[PromptOutput | StepOutput | JobFailed]] = {}
+        self._jobs: dict[str, Outputs] = {}
         self._embeds: dict[int, asyncio.Future[list[list[float]]]] = {}
         self._call_ids = itertools.count()
         self._process: asyncio.subprocess.Process | None = None
@@ -104,34 +103,31 @@ class EngineProcess:
         assert self._dead is not None, "not started"
         return await asyncio.shield(self._dead)
 
-    async def submit(self, job: Job) -> AsyncGenerator[PromptOutput | StepOutput, None]:
+    async def submit(self, job: Job, hold_s: float = 0.0) -> AsyncGenerator[list[Output], None]:
         """Outputs of a job until each choice has its `finish`; closing aborts what still runs."""
         self._require_alive()
-        outputs: asyncio.Queue[PromptOutput | StepOutput | JobFailed] = asyncio.Queue()
+        outputs = Outputs(job, hold_s)
         self._jobs[job.job_id] = outputs
         left = set(range(job.n))
         try:
             self._send(pipe.Submit(job))
-            while left:
-                output = await outputs.get()
-                if isinstance(output, JobFailed):
-                    left.clear()
-                    raise TriremeError(output.code, output.message)
-                if isinstance(output, StepOutput):
-                    if output.index not in left:
-                        continue
-                    if output.finish:
+            while left and (taken := await outputs.take()):
+                for output in taken:
+                    if isinstance(output, StepOutput) and output.finish:
                         left.discard(output.index)
-                yield output
+                yield taken
+        except TriremeError:
+            left.clear()  # the engine has dropped it
+            raise
         finally:
+            outputs.close()
             del self._jobs[job.job_id]
             if left:
                 self._send(pipe.Abort(job.job_id))
 
     def abort(self, job_id: str, index: int) -> None:
         """End one choice early; no further output comes for it."""
-        outputs = self._jobs.get(job_id)
-        if outputs is not None:
+        if job_id in self._jobs:
             self._send(pipe.Abort(job_id, index))
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
@@ -202,14 +198,13 @@ class EngineProcess:
         match message:
             case pipe.Step():
                 self._load = message.load
-                outputs: list[tuple[str, PromptOutput | StepOutput | JobFailed]] = [
-                    *message.prompts,
-                    *message.tokens,
-                    *message.failures,
-                ]
-                for job_id, output in outputs:
-                    if job_id in self._jobs:
-                        self._jobs[job_id].put_nowait(output)
+                given: list[tuple[str, Output]] = [*message.prompts, *message.tokens]
+                for job_id, output in given:
+                    if (outputs := self._jobs.get(job_id)) is not None:
+                        outputs.put(output)
+                for job_id, failed in message.failures:
+                    if (outputs := self._jobs.get(job_id)) is not None:
+                        outputs.fail(TriremeError(failed.code, failed.message))
             case pipe.Embedded():
                 answer = self._embeds.get(message.call_id)
                 if answer is not None and not answer.done():
@@ -233,7 +228,7 @@ class EngineProcess:
             return
         self._dead.set_result(reason)
         for outputs in self._jobs.values():
-            outputs.put_nowait(JobFailed("engine_dead", reason))
+            outputs.fail(TriremeError("engine_dead", reason))
         for answer in self._embeds.values():
             if not answer.done():
                 answer.set_exception(TriremeError("engine_dead", reason))

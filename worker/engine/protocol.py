@@ -50,7 +50,7 @@ class Job:
 
     Attributes:
         job_id: unique in this process.
-        deadline_s: seconds from submission; expired work is dropped before its prefill.
+        deadline_s: seconds from submission after which nobody waits for it any more.
         cache_salt: seeds the prefix cache.
         priority: lower runs first; ties in order of arrival.
     """
@@ -181,10 +181,16 @@ class Engine(Protocol):
     async def wait_dead(self) -> str:
         """Returns a reason when the engine can serve no more (its process ended)."""
 
-    def submit(self, job: Job) -> AsyncGenerator[PromptOutput | StepOutput, None]:
-        """Outputs of a job until each choice has its `finish`.
+    def submit(
+        self, job: Job, hold_s: float = 0.0
+    ) -> AsyncGenerator[list[PromptOutput | StepOutput], None]:
+        """Outputs of a job, as they come together, until each choice has its `finish`.
 
-        Closing the generator aborts what still runs. Raises `TriremeError` when the job fails.
+        Closing the generator aborts what still runs. Raises `TriremeError` when the job fails,
+        `TimeoutError` when its deadline has passed.
+
+        Args:
+            hold_s: seconds that outputs may be held back to come together.
         """
 
     def abort(self, job_id: str, index: int) -> None:

@@ -16,10 +16,10 @@ import struct
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
-from typing import TypeAlias
+from dataclasses import dataclass
 
 from protocol.errors import TriremeError
+from worker.engine.outputs import Output, Outputs
 from worker.engine.protocol import (
     EngineInfo,
     EngineLoad,
@@ -36,7 +36,7 @@ from worker.text.words import END_ID, FIRST_WORD_ID, WordTokenizer
 EMBEDDING_SIZE = 64
 DEFAULT_CONTEXT_LENGTH = 32768
 _TICK_S = 0.001
-_UNREAD_ITEMS = 256
+_UNREAD_OUTPUTS = 256
 _UNREAD_PAUSE_S = 0.005
 _NUM_WORDS = WordTokenizer.vocab_size - FIRST_WORD_ID
 
@@ -59,24 +59,19 @@ class SimOptions:
     context_length: int = DEFAULT_CONTEXT_LENGTH
 
 
-_Item: TypeAlias = PromptOutput | StepOutput | TriremeError | None
-"""What goes to a job's reader; None is the end."""
-
-
 @dataclass(eq=False, slots=True)
 class _Channel:
     """A job as its reader and the ticker share it."""
 
     job: Job
-    deadline: float
+    outputs: Outputs
     open_choices: int
-    items: asyncio.Queue[_Item] = field(default_factory=asyncio.Queue)
     prompt_sent: bool = False
 
     def end_choice(self) -> None:
         self.open_choices -= 1
         if self.open_choices == 0:
-            self.items.put_nowait(None)
+            self.outputs.end()
 
 
 @dataclass(eq=False, slots=True)
@@ -141,23 +136,21 @@ class SimEngine:
         assert self._dead is not None
         return await asyncio.shield(self._dead)
 
-    async def submit(self, job: Job) -> AsyncGenerator[PromptOutput | StepOutput, None]:
+    async def submit(self, job: Job, hold_s: float = 0.0) -> AsyncGenerator[list[Output], None]:
         """Outputs of a job; see `Engine.submit`."""
         if self._dead is None or self._dead.done():
             raise TriremeError("engine_dead", "The engine is not running.")
-        deadline = math.inf if job.deadline_s is None else self._clock() + job.deadline_s
-        channel = _Channel(job, deadline, job.n)
+        channel = _Channel(job, Outputs(job, hold_s), job.n)
         sequences = [_Sequence(channel, i, _key(job, i)) for i in range(job.n)]
         self._jobs[job.job_id] = sequences
         for sequence in sequences:
             heapq.heappush(self._waiting, (job.priority, next(self._order), sequence))
         self._wake.set()
         try:
-            while (item := await channel.items.get()) is not None:
-                if isinstance(item, TriremeError):
-                    raise item
-                yield item
+            while outputs := await channel.outputs.take():
+                yield outputs
         finally:
+            channel.outputs.close()
             for sequence in self._jobs.pop(job.job_id, []):
                 self._end(sequence)
 
@@ -199,7 +192,7 @@ class SimEngine:
             await asyncio.gather(self._ticker, return_exceptions=True)
         for sequences in list(self._jobs.values()):
             gone = TriremeError("engine_dead", "The engine was stopped.")
-            sequences[0].channel.items.put_nowait(gone)
+            sequences[0].channel.outputs.fail(gone)
         if self._dead is not None and not self._dead.done():
             self._dead.set_result("closed")
 
@@ -227,11 +220,6 @@ class SimEngine:
         while self._waiting and self._running < self._options.max_running:
             sequence = heapq.heappop(self._waiting)[2]
             channel = sequence.channel
-            if now >= channel.deadline:
-                message = "The deadline passed before the request was started."
-                channel.items.put_nowait(TriremeError("deadline_exceeded", message))
-                sequence.ended = True
-                continue
             if sequence.index == 0:
                 self._prompt_tokens += len(channel.job.prompt_ids)
                 if self._options.ttft_s:
@@ -255,7 +243,7 @@ class SimEngine:
         self._step += 1
         emitted = 0
         for sequence in live:
-            if sequence.channel.items.qsize() >= _UNREAD_ITEMS:  # its reader is slow or stuck
+            if len(sequence.channel.outputs) >= _UNREAD_OUTPUTS:  # its reader is slow or stuck
                 self._schedule(sequence, now + _UNREAD_PAUSE_S)
             else:
                 self._emit(sequence)
@@ -270,7 +258,7 @@ class SimEngine:
         params = channel.job.params
         if params.prompt_logprobs is not None and not channel.prompt_sent:
             channel.prompt_sent = True
-            channel.items.put_nowait(PromptOutput(_prompt_logprobs(channel.job)))
+            channel.outputs.put(PromptOutput(_prompt_logprobs(channel.job)))
         token_id = _token(sequence.key, pos, params)
         finish, stop_token = self._finish(params, pos, token_id)
         logprobs = (
@@ -278,7 +266,7 @@ class SimEngine:
             if params.logprobs is None
             else [_logprob(sequence.key, pos, token_id, params.logprobs)]
         )
-        channel.items.put_nowait(
+        channel.outputs.put(
             StepOutput(sequence.index, pos, [token_id], logprobs, finish, stop_token)
         )
         sequence.pos += 1

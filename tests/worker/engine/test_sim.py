@@ -32,8 +32,8 @@ def job(params: SequenceParams = UNTIL_END, job_id: str = "a", **fields: object)
 
 
 async def collect(sim: SimEngine, one: Job) -> list[StepOutput]:
-    async with aclosing(sim.submit(one)) as outputs:
-        return [output async for output in outputs if isinstance(output, StepOutput)]
+    async with aclosing(sim.submit(one)) as batches:
+        return [each async for batch in batches for each in batch if isinstance(each, StepOutput)]
 
 
 def ids_of(outputs: list[StepOutput], index: int = 0) -> list[int]:
@@ -113,7 +113,7 @@ async def test_logprobs_are_ordered_and_begin_with_the_chosen_token() -> None:
 async def test_prompt_logprobs_come_first_and_have_none_for_the_first_token() -> None:
     async with engine(tokens=2) as sim:
         params = replace(UNTIL_END, prompt_logprobs=1)
-        outputs = [out async for out in sim.submit(job(params, n=2))]
+        outputs = [out async for batch in sim.submit(job(params, n=2)) for out in batch]
     assert isinstance(outputs[0], PromptOutput)
     assert [raw.token_id for raw in outputs[0].logprobs] == PROMPT
     assert outputs[0].logprobs[0].logprob is None
@@ -131,7 +131,7 @@ async def test_time_to_first_token_and_between_tokens() -> None:
 
 
 async def test_no_more_than_max_running_run_at_once_and_priority_goes_first() -> None:
-    async with engine(tokens=2, itl_s=0.01, max_running=1) as sim:
+    async with engine(tokens=2, itl_s=0.05, max_running=1) as sim:
         ended = []
 
         async def run(name: str, priority: int) -> None:
@@ -164,11 +164,12 @@ async def test_closing_the_generator_frees_running_and_waiting_sequences() -> No
 async def test_an_aborted_choice_gives_no_more_and_the_others_go_on() -> None:
     async with engine(tokens=20, itl_s=0.001) as sim:
         seen = []
-        async for out in sim.submit(job(n=2)):
-            assert isinstance(out, StepOutput)
-            seen.append((out.index, out.pos))
-            if out.index == 0 and out.pos == 3:
-                sim.abort("a", 0)
+        async for batch in sim.submit(job(n=2)):
+            for out in batch:
+                assert isinstance(out, StepOutput)
+                seen.append((out.index, out.pos))
+                if out.index == 0 and out.pos == 3:
+                    sim.abort("a", 0)
     assert max(pos for index, pos in seen if index == 0) == 3
     assert max(pos for index, pos in seen if index == 1) == 19
 
@@ -177,9 +178,8 @@ async def test_expired_work_is_dropped_before_it_starts() -> None:
     async with engine(ttft_s=0.05, max_running=1) as sim:
         running = asyncio.create_task(collect(sim, job()))
         await asyncio.sleep(0)
-        with pytest.raises(TriremeError) as caught:
+        with pytest.raises(TimeoutError):
             await collect(sim, job(job_id="late", deadline_s=0.01))
-        assert caught.value.code == "deadline_exceeded"
         await running
         assert sim.load().running == 0
 
@@ -212,13 +212,13 @@ async def test_a_reader_that_is_stuck_holds_its_own_tokens_back_only() -> None:
     endless = SequenceParams(max_tokens=5000)
     async with engine() as sim:
         stuck = sim.submit(job(endless, "stuck"))
-        assert await anext(stuck)
+        taken = len(await anext(stuck))
         outputs = await collect(sim, job(endless, "other"))
         assert len(outputs) == 5000
         assert sim.load().generation_tokens < 5000 + 500
         async with aclosing(stuck):
-            rest = [output async for output in stuck if isinstance(output, StepOutput)]
-    assert [output.pos for output in rest] == list(range(1, 5000))
+            rest = [each async for some in stuck for each in some if isinstance(each, StepOutput)]
+    assert [output.pos for output in rest] == list(range(taken, 5000))
 
 
 async def test_many_embeddings_leave_the_loop_to_others() -> None:
