@@ -101,6 +101,9 @@ class Settings(TierSettings):
     )
     gpus: str | None = Field(None, description="GPUs to use, such as 0,1")
     num_gpus: int = Field(1, ge=0, description="how many GPUs the weights are spread over")
+    tensor_parallel_size: int = Field(
+        1, ge=1, description="processes, on a GPU each, that share every layer of the model"
+    )
     max_gpu_memory: str | None = Field(None, description="memory per GPU, such as 13GiB")
     load_8bit: bool = Field(False, description="load the weights in 8 bits")
     cpu_offloading: bool = Field(False, description="keep what no GPU holds in main memory")
@@ -143,7 +146,24 @@ class Settings(TierSettings):
             raise ValueError(f"--chat-template: --engine {self.engine} takes --conv-template only")
         if self.model_path is not None and not self.model_path.strip():
             raise ValueError("--model-path is empty")
+        self._check_tensor_parallel()
         return self
+
+    def _check_tensor_parallel(self) -> None:
+        if self.tensor_parallel_size == 1:
+            return
+        if self.engine != "paged":
+            raise ValueError("--tensor-parallel-size needs --engine paged")
+        if ":" in self.device:
+            raise ValueError("--tensor-parallel-size takes several devices: choose them by --gpus")
+        for flag, given in (
+            ("--num-gpus", self.num_gpus > 1),
+            ("--max-gpu-memory", self.max_gpu_memory is not None),
+            ("--cpu-offloading", self.cpu_offloading),
+            ("--load-8bit", self.load_8bit),
+        ):
+            if given:
+                raise ValueError(f"--tensor-parallel-size and {flag} exclude each other")
 
     @property
     def engine_kind(self) -> EngineKind:

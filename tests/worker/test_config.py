@@ -75,6 +75,11 @@ def test_the_environment_is_read_and_a_flag_beats_it(monkeypatch: pytest.MonkeyP
         (["--controller-address", "localhost:21001"], "no base URL"),
         (["--worker-address", "http://user@host"], "no base URL"),
         (["--model-path", " "], "--model-path is empty"),
+        (["--tensor-parallel-size", "0"], "greater than or equal to 1"),
+        (["--tensor-parallel-size", "2", "--engine", "generate"], "needs --engine paged"),
+        (["--tensor-parallel-size", "2", "--device", "cuda:1"], "choose them by --gpus"),
+        (["--tensor-parallel-size", "2", "--num-gpus", "2"], "--num-gpus exclude each other"),
+        (["--tensor-parallel-size", "2", "--load-8bit"], "--load-8bit exclude each other"),
         (["--nonsense"], "unrecognized"),
     ],
 )

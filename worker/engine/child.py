@@ -6,6 +6,7 @@ socket ends and this process ends with it, in the middle of a step too.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -24,6 +25,7 @@ from worker.engine.config import EngineConfig
 from worker.engine.embedding import EmbedQueue, Vectors
 from worker.engine.engine import JobFailed
 from worker.engine.protocol import EngineLoad, ModelLoadError, PromptOutput, StepOutput
+from worker.engine.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -37,23 +39,36 @@ def main() -> None:
     config = TypeAdapter(EngineConfig).validate_json(sys.argv[2])
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(channel, inbox), daemon=True).start()
-    try:
-        built = _build(config, channel)
-    except ModelLoadError as error:
-        channel.sendall(pipe.encode(pipe.LoadFailed(" ".join(str(error).split()))))
-        return
-    channel.sendall(pipe.encode(pipe.Ready(built.info, built.core.load())))
-    _serve(built, channel, inbox)
+    size = config.tensor_parallel_size
+    num_threads = max(1, usable_cpus() // size)
+
+    def rank_died(reason: str) -> None:
+        log.error("%s", reason)
+        with contextlib.suppress(OSError):  # past loading it is not listened to
+            channel.sendall(pipe.encode(pipe.LoadFailed(reason)))
+        os._exit(1)
+
+    started = Ranks(size, num_threads, sys.argv[2], rank_died) if size > 1 else None
+    with started or contextlib.nullcontext() as ranks:
+        try:
+            built = _build(config, channel, num_threads, ranks)
+        except ModelLoadError as error:
+            channel.sendall(pipe.encode(pipe.LoadFailed(" ".join(str(error).split()))))
+            return
+        channel.sendall(pipe.encode(pipe.Ready(built.info, built.core.load())))
+        _serve(built, channel, inbox)
 
 
-def _build(config: EngineConfig, channel: socket.socket) -> Any:
+def _build(
+    config: EngineConfig, channel: socket.socket, num_threads: int, ranks: Ranks | None
+) -> Any:
     def report(text: str) -> None:
         channel.sendall(pipe.encode(pipe.Progress(text)))
 
     report("importing torch")
     from worker.model.build import build
 
-    return build(config, report, num_threads=usable_cpus())
+    return build(config, report, num_threads=num_threads, ranks=ranks)
 
 
 def _serve(built: Any, channel: socket.socket, inbox: queue.SimpleQueue[Any]) -> None:

@@ -14,6 +14,7 @@ class EngineConfig:
         model_path: a folder or a hub id. revision: of the hub.
         dtype: auto, float32, float16, bfloat16. device: auto, cpu, cuda, cuda:1, ...
         num_gpus: devices that the model is spread over. gpus: CUDA_VISIBLE_DEVICES.
+        tensor_parallel_size: processes that each hold a part of every layer.
         max_gpu_memory: a device's share for weights, such as `13GiB`.
         load_8bit: int8 weights. cpu_offloading: layers that do not fit stay in main memory.
         max_model_len: tokens; at most the model's own context length.
@@ -29,6 +30,7 @@ class EngineConfig:
     dtype: str = "auto"
     device: str = "auto"
     num_gpus: int = 1
+    tensor_parallel_size: int = 1
     gpus: str | None = None
     max_gpu_memory: str | None = None
     load_8bit: bool = False

@@ -47,6 +47,7 @@ def _process(name: str) -> EngineKind:
                 dtype=settings.dtype,
                 device=settings.device,
                 num_gpus=settings.num_gpus,
+                tensor_parallel_size=settings.tensor_parallel_size,
                 gpus=settings.gpus,
                 max_gpu_memory=settings.max_gpu_memory,
                 load_8bit=settings.load_8bit,

@@ -15,12 +15,14 @@ from worker.engine.blocks import BlockPool
 from worker.engine.config import EngineConfig
 from worker.engine.engine import EngineCore
 from worker.engine.protocol import EngineInfo, ModelLoadError
+from worker.engine.ranks import Ranks
 from worker.model.attention import PagedAttention, Span, UnsupportedAttention, supported_by_mask
 from worker.model.attention_gather import GatherAttention
 from worker.model.fused_layer import fuse_layers, has_fused_layers
 from worker.model.generate import GenerateCore
 from worker.model.linear_cpu import can_pack, pack_linears
-from worker.model.loader import LoadedModel, load_model
+from worker.model.loader import LoadedModel, load_model, pick_device
+from worker.model.parallel import LeadRunner, join
 from worker.model.runner import ModelRunner
 
 log = logging.getLogger(__name__)
@@ -42,8 +44,17 @@ class Built:
     info: EngineInfo
 
 
-def build(config: EngineConfig, report: Callable[[str], None], *, num_threads: int) -> Built:
+def build(
+    config: EngineConfig,
+    report: Callable[[str], None],
+    *,
+    num_threads: int,
+    ranks: Ranks | None = None,
+) -> Built:
     """Load the model and build its engine, on `num_threads` threads where it runs on the CPU.
+
+    Args:
+        ranks: the other processes of a tensor-parallel engine.
 
     Raises:
         ModelLoadError: with a one-line reason.
@@ -51,15 +62,20 @@ def build(config: EngineConfig, report: Callable[[str], None], *, num_threads: i
     torch.set_num_threads(num_threads)
     if config.seed is not None:
         torch.manual_seed(config.seed)
+    if ranks is not None:
+        join(pick_device(config), 0, ranks.size, ranks.listener)
     loaded = load_model(config, report)
-    if sum(weight.nbytes for weight in loaded.model.parameters()) < _SMALL_BYTES:
-        torch.set_num_threads(1)  # waking a second thread takes longer than its half of the work
+    set_threads(loaded.model, num_threads)
     report("warming up")
     if config.engine == "paged" and loaded.kind == "causal":
         own = loaded.model.config._attn_implementation
         try:
-            return _paged(config, loaded)
+            return _paged(config, loaded, ranks)
         except UnsupportedAttention as reason:
+            if ranks is not None:
+                raise ModelLoadError(
+                    f"--tensor-parallel-size: the paged engine cannot run this model: {reason}"
+                ) from reason
             log.warning("the paged engine cannot run this model (%s): using generate", reason)
             if has_fused_layers(loaded.model):
                 loaded = load_model(config, report)  # such layers know no other attention
@@ -71,14 +87,33 @@ def build(config: EngineConfig, report: Callable[[str], None], *, num_threads: i
     )
 
 
-def _paged(config: EngineConfig, loaded: LoadedModel) -> Built:
-    attention = PagedAttention(GatherAttention(BLOCK_SIZE))
-    runner = ModelRunner(loaded.model, attention, loaded.device)
+def set_threads(model: torch.nn.Module, num_threads: int) -> None:
+    """Let torch run `model` on `num_threads` threads, or on one where it is small."""
+    small = sum(weight.nbytes for weight in model.parameters()) < _SMALL_BYTES
+    # waking a second thread takes longer than its half of the work
+    torch.set_num_threads(1 if small else num_threads)
+
+
+def paged_attention(loaded: LoadedModel) -> PagedAttention:
+    """Paged attention for the device of a model; not installed yet."""
+    return PagedAttention(GatherAttention(BLOCK_SIZE))
+
+
+def _paged(config: EngineConfig, loaded: LoadedModel, ranks: Ranks | None) -> Built:
+    attention = paged_attention(loaded)
+    runner = (
+        ModelRunner(loaded.model, attention, loaded.device)
+        if ranks is None
+        else LeadRunner(loaded.model, attention, loaded.device, ranks)
+    )
     on_cpu = loaded.device.type == "cpu"
-    _probe(loaded, attention, runner, pack=on_cpu and not config.load_8bit and can_pack())
+    pack = on_cpu and ranks is None and not config.load_8bit and can_pack()
+    _probe(loaded, attention, runner, pack=pack)
     max_running = config.max_running or (64 if on_cpu else 256)
-    num_blocks = _num_blocks(config, loaded, attention, max_running)
-    attention.backend.allocate(attention.layers, num_blocks)
+    num_blocks = num_blocks_for(config, loaded, attention, max_running)
+    if isinstance(runner, LeadRunner):
+        num_blocks = runner.least(num_blocks, max_running)
+    runner.allocate(num_blocks)
     context = min(loaded.context_length, num_blocks * BLOCK_SIZE)
     if context < loaded.context_length:
         log.warning("the KV pool holds %d tokens only: the context is cut to that", context)
@@ -106,9 +141,7 @@ def _probe(
     if not supported_by_mask(loaded.model.config):
         raise UnsupportedAttention("its attention pattern is neither causal nor sliding")
     tokens = [1 + (7 * at) % (loaded.vocab_size - 1) for at in range(_PROBE_TOKENS)]
-    with torch.inference_mode():
-        ids = torch.tensor([tokens], device=loaded.device)
-        expected = loaded.model(input_ids=ids, use_cache=False).logits[0].float()
+    expected = runner.plain(tokens).float()
     if pack:
         fuse_layers(loaded.model, attention)
         pack_linears(loaded.model)
@@ -118,7 +151,7 @@ def _probe(
         _agree(expected, whole, loaded.dtype)
         if not attention.layers:
             raise UnsupportedAttention("it has no attention layers")
-        attention.backend.allocate(attention.layers, 2)
+        runner.allocate(2)
         cuts = [0, 5, _PROBE_TOKENS - 1, _PROBE_TOKENS]
         for start, end in itertools.pairwise(cuts):
             span = Span(start, end - start, [1])
@@ -137,16 +170,20 @@ def _agree(expected: torch.Tensor, found: torch.Tensor, dtype: torch.dtype) -> N
         raise UnsupportedAttention(f"its logits differ by {off:.3g} from transformers' own")
 
 
-def _num_blocks(
+def num_blocks_for(
     config: EngineConfig, loaded: LoadedModel, attention: PagedAttention, max_running: int
 ) -> int:
-    """Blocks of the pool: as many as its memory holds, at most what a full batch can use."""
+    """Blocks of the pool: as many as its memory holds, at most what a full batch can use.
+
+    Main memory, and what the configuration allows, are shared by all ranks.
+    """
+    ranks = config.tensor_parallel_size
     per_block = BLOCK_SIZE * sum(
         shape.bytes_per_token(dtype) for shape, _device, dtype in attention.layers.values()
     )
     usable = -(-loaded.context_length // BLOCK_SIZE) * max_running
     if config.kv_cache_gb is not None:
-        found = int(config.kv_cache_gb * _GIB) // per_block
+        found = int(config.kv_cache_gb * _GIB / ranks) // per_block
     elif loaded.device.type == "cuda":
         free = sum(
             torch.cuda.mem_get_info(device)[0]
@@ -154,9 +191,8 @@ def _num_blocks(
         )
         found = min(usable, int(0.85 * free) // per_block)
     else:
-        found = min(
-            usable, int(min(0.3 * psutil.virtual_memory().available, 4 * _GIB)) // per_block
-        )
+        memory = min(0.3 * psutil.virtual_memory().available, 4 * _GIB)
+        found = min(usable, int(memory / ranks) // per_block)
     if found < 2:
         raise ModelLoadError(
             f"the KV pool would hold {found * BLOCK_SIZE} tokens only: give more memory to it "

@@ -27,6 +27,7 @@ from transformers.utils import logging as hf_logging
 
 from worker.engine.config import EngineConfig
 from worker.engine.protocol import ModelLoadError
+from worker.model.parallel import check_model, keep_local
 
 Kind: TypeAlias = Literal["causal", "seq2seq", "encoder"]
 
@@ -75,6 +76,8 @@ def load_model(config: EngineConfig, report: Callable[[str], None]) -> LoadedMod
         )
         context_length = _context_length(config, hf_config)
         kind = kind_of(hf_config)
+        if config.tensor_parallel_size > 1:
+            check_model(hf_config, config.tensor_parallel_size)
         dtype = pick_dtype(config.dtype, hf_config, device)
         with _progress(report):
             model = _AUTO_CLASSES[kind].from_pretrained(
@@ -91,6 +94,8 @@ def load_model(config: EngineConfig, report: Callable[[str], None]) -> LoadedMod
     except Exception as error:
         raise ModelLoadError(_reason(config.model_path, error)) from error
     model.eval().requires_grad_(False)
+    if config.tensor_parallel_size > 1:
+        keep_local(model)
     text = hf_config.get_text_config()
     return LoadedModel(
         model=model,
@@ -173,6 +178,8 @@ def pick_device(config: EngineConfig) -> torch.device:
         raise ModelLoadError(
             f"--num-gpus {config.num_gpus}: only {torch.cuda.device_count()} are visible"
         )
+    if config.tensor_parallel_size > 1:
+        _check_parallel(config.tensor_parallel_size, device)
     if device.type != "cuda":
         for flag, given in (
             ("--num-gpus above 1", config.num_gpus > 1),
@@ -182,6 +189,15 @@ def pick_device(config: EngineConfig) -> torch.device:
             if given:
                 raise ModelLoadError(f"{flag} needs CUDA devices, and the model runs on {name}")
     return device
+
+
+def _check_parallel(size: int, device: torch.device) -> None:
+    if device.type not in ("cpu", "cuda"):
+        raise ModelLoadError(f"--tensor-parallel-size {size} needs CUDA devices or the CPU")
+    if device.type == "cuda" and size > torch.cuda.device_count():
+        raise ModelLoadError(
+            f"--tensor-parallel-size {size}: only {torch.cuda.device_count()} GPUs are visible"
+        )
 
 
 def pick_dtype(name: str, hf_config: Any, device: torch.device) -> torch.dtype:
@@ -212,6 +228,10 @@ def _cpu_has_bf16() -> bool:
 def _placement(config: EngineConfig, device: torch.device) -> dict[str, Any]:
     """Where `from_pretrained` puts the weights, and whether it quantises them."""
     placed: dict[str, Any] = {}
+    if config.tensor_parallel_size > 1:
+        from transformers import DistributedConfig
+
+        return {"distributed_config": DistributedConfig(tp_size=config.tensor_parallel_size)}
     if config.load_8bit:
         placed["quantization_config"] = _int8()
     if device.type != "cuda":
@@ -282,6 +302,8 @@ def _digest(folder: Path, config: EngineConfig, hf_config: Any, dtype: torch.dty
         fields.pop(noise, None)
     found.update(json.dumps(fields, sort_keys=True, default=str).encode())
     found.update(f"{dtype} {config.engine} 8bit={config.load_8bit}".encode())
+    if config.tensor_parallel_size > 1:
+        found.update(f" parts={config.tensor_parallel_size}".encode())  # they add up otherwise
     if folder.is_dir():
         for path in sorted(folder.glob("*.safetensors")):
             found.update(f"{path.name} {path.stat().st_size}".encode())

@@ -63,6 +63,12 @@ class ModelRunner:
         return results
 
     @torch.inference_mode()
+    def plain(self, token_ids: SequenceOf[int]) -> torch.Tensor:
+        """Logits [tokens, vocab] of a text by the model as it is, without the paged attention."""
+        ids = torch.tensor([list(token_ids)], device=self._device)
+        return torch.as_tensor(self._model(input_ids=ids, use_cache=False).logits[0])
+
+    @torch.inference_mode()
     def logits(
         self, token_ids: SequenceOf[int], spans: SequenceOf[Span], kept: SequenceOf[int]
     ) -> torch.Tensor:
@@ -85,6 +91,10 @@ class ModelRunner:
         hidden = self._model.base_model(**self._inputs(flat, spans)).last_hidden_state[0]
         parts = hidden[: len(flat)].float().split([len(tokens) for tokens in inputs])
         return [part.mean(0).tolist() for part in parts]
+
+    def allocate(self, num_blocks: int) -> None:
+        """Make the KV pool, for the layers seen so far."""
+        self._attention.backend.allocate(self._attention.layers, num_blocks)
 
     def clear(self, blocks: list[int]) -> None:
         """Zero the content of blocks."""
