@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
+from starlette.requests import ClientDisconnect
 
 from gateway.errors import WHOLE_FIELDS
 from protocol.errors import TAXONOMY, TriremeError, quoted
@@ -38,19 +39,30 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         shown = quoted(content_type) if content_type else "none"
-        message = f"Unsupported Content-Type: {shown}. Send application/json."
-        raise TriremeError("unsupported_content_type", message)
-    message = f"The request body exceeds the limit of {max_bytes} bytes."
-    too_large = TriremeError("request_too_large", message)
+        raise TriremeError(
+            "unsupported_content_type",
+            f"Unsupported Content-Type: {shown}. Send application/json.",
+        )
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > max_bytes:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise too_large
-    return bytes(body)
+        raise _too_large(max_bytes)
+    pieces: list[bytes] = []
+    num_bytes, more = 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        pieces.append(message.get("body", b""))
+        num_bytes += len(pieces[-1])
+        if num_bytes > max_bytes:
+            raise _too_large(max_bytes)
+        more = message.get("more_body", False)
+    return b"".join(pieces)
+
+
+def _too_large(max_bytes: int) -> TriremeError:
+    message = f"The request body exceeds the limit of {max_bytes} bytes."
+    return TriremeError("request_too_large", message)
 
 
 def parse(

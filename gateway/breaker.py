@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from typing import Final, Literal, TypeAlias
 
 BreakerState: TypeAlias = Literal["closed", "open", "half_open"]
@@ -20,9 +21,13 @@ class Breaker:
     """One worker's. Opens after three failures in a row, or half of ten and more in 10 s.
 
     Open lasts 1 s and doubles to 60 s with every failed trial; then half-open admits one request.
+
+    Args:
+        troubled: told whether the last call that counted failed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, troubled: Callable[[bool], None] = lambda _troubled: None) -> None:
+        self._note = troubled
         self._in_a_row = 0
         self._recent: deque[tuple[float, bool]] = deque(maxlen=256)
         self._failed_at_s = float("-inf")
@@ -59,6 +64,7 @@ class Breaker:
         if failed is None:
             return
         self._recent.append((now_s, failed))
+        self._note(failed)
         if not failed:
             self._in_a_row, self._open_s = 0, 0.0
             return
@@ -79,25 +85,39 @@ class Breakers:
 
     def __init__(self) -> None:
         self._by_id: dict[str, Breaker] = {}
+        self._troubled: set[str] = set()
 
     def __getitem__(self, instance_id: str) -> Breaker:
-        return self._by_id.setdefault(instance_id, Breaker())
+        found = self._by_id.get(instance_id)
+        if found is None:
+            found = self._by_id[instance_id] = Breaker(partial(self._note, instance_id))
+        return found
 
     def keep(self, instance_ids: Iterable[str]) -> None:
         """Forget all but these."""
         kept = set(instance_ids)
         self._by_id = {id_: one for id_, one in self._by_id.items() if id_ in kept}
+        self._troubled &= kept
 
     def states(self, now_s: float) -> Mapping[str, BreakerState]:
         return {id_: one.state(now_s) for id_, one in self._by_id.items()}
 
-    def ejected(self, instance_ids: Iterable[str], now_s: float) -> set[str]:
+    def ejected(self, instance_ids: Collection[str], now_s: float) -> set[str]:
         """Those that get no request now: at most half, the ones that failed first come back."""
-        ids = list(instance_ids)
-        shut = [id_ for id_ in ids if id_ in self._by_id and not self._by_id[id_].admits(now_s)]
+        shut = [
+            id_
+            for id_ in self._troubled
+            if id_ in instance_ids and not self._by_id[id_].admits(now_s)
+        ]
         shut.sort(key=lambda id_: self._by_id[id_]._failed_at_s, reverse=True)
-        return set(shut[: len(ids) // 2])
+        return set(shut[: len(instance_ids) // 2])
 
-    def set_aside(self, instance_id: str, now_s: float) -> bool:
-        found = self._by_id.get(instance_id)
-        return found is not None and found.set_aside(now_s)
+    def set_aside(self, now_s: float) -> set[str]:
+        """Those that failed a moment ago, so that others come first."""
+        return {id_ for id_ in self._troubled if self._by_id[id_].set_aside(now_s)}
+
+    def _note(self, instance_id: str, failed: bool) -> None:
+        if failed and instance_id in self._by_id:
+            self._troubled.add(instance_id)
+        else:
+            self._troubled.discard(instance_id)

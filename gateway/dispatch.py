@@ -8,7 +8,7 @@ acquired is released in `finally`.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from random import Random
 from time import monotonic
@@ -19,7 +19,7 @@ from gateway.fastchat_client import needs_native
 from gateway.fleet_view import FleetView
 from gateway.metrics import GatewayMetrics
 from gateway.prefix import Fingerprint, PrefixIndex, fingerprint, prompt_tokens
-from gateway.routing import InFlight, Policy, Query
+from gateway.routing import Group, InFlight, Policy, Query
 from gateway.worker_client import WorkerClient
 from protocol.errors import TriremeError, quoted
 from protocol.fleet import Capability, WorkerRecord
@@ -95,6 +95,8 @@ class Dispatcher:
         self._breakers = breakers
         self._rng = rng
         self._prefixes = PrefixIndex()
+        self._groups: dict[tuple[str, Capability | None], Group] = {}
+        self._groups_of = view.snapshot
         self._budget = RetryBudget()
 
     def check_model(self, model: str) -> None:
@@ -180,13 +182,13 @@ class Dispatcher:
     def _choose(
         self, request: GenerateRequest, prefix: Fingerprint, tokens: int, retry: _Retry
     ) -> WorkerRecord:
-        workers = self._candidates(request.model, retry.tried, _capability(request))
+        group = self._candidates(request.model, retry.tried, _capability(request))
         if needs_native(request):
-            workers = [w for w in workers if w.wire == "native"] or workers
-        if not workers:
+            group = _without(group, (w.instance_id for w in group.workers if w.wire != "native"))
+        if not group.workers:
             raise retry.last or _no_worker(request.model)
-        matched = self._prefixes.matched_tokens(prefix, [w.instance_id for w in workers])
-        return self._best(workers, tokens, matched)
+        matched = self._prefixes.matched_tokens(prefix, group.by_id)
+        return self._policy(Query(group, tokens, self.in_flight.unreported, matched), self._rng)
 
     # ---- calls ----------------------------------------------------------------------------------
 
@@ -201,10 +203,10 @@ class Dispatcher:
         begun = monotonic()
         retry = _Retry(self._budget, self._metrics, model)
         while True:
-            workers = self._candidates(model, retry.tried, capability)
-            if not workers:
+            group = self._candidates(model, retry.tried, capability)
+            if not group.workers:
                 raise retry.last or _no_worker(model)
-            worker = self._best(workers, tokens, {})
+            worker = self._policy(Query(group, tokens, self.in_flight.unreported), self._rng)
             left_s = timeout_s - (monotonic() - begun)
             if left_s <= 0:
                 raise TriremeError("deadline_exceeded", "The request took too long.")
@@ -218,18 +220,30 @@ class Dispatcher:
 
     # ---- candidates -----------------------------------------------------------------------------
 
-    def _candidates(
-        self, model: str, tried: set[str], capability: Capability | None
-    ) -> list[WorkerRecord]:
-        """Ready workers that were not tried yet; ejected ones only when there is no other."""
-        ready = self._view.snapshot.serving(model)
-        able = [w for w in ready if capability is None or _can(w, model, capability)]
-        if ready and not able:
+    def _candidates(self, model: str, tried: set[str], capability: Capability | None) -> Group:
+        """Ready workers that were not tried yet; ejected ones only when there is no other, and
+        those that failed a moment ago only when there is none better."""
+        able = self._able(model, capability)
+        if not able.workers:
+            if not self._view.snapshot.serving(model):
+                return able
             message = f"The model `{quoted(model)}` does not do {capability}."
             raise TriremeError("unsupported_by_model", message, param="model")
-        ejected = self._breakers.ejected((w.instance_id for w in able), monotonic())
-        untried = [w for w in able if w.instance_id not in tried]
-        return [w for w in untried if w.instance_id not in ejected] or untried
+        now_s = monotonic()
+        untried = _without(able, tried, or_none=True)
+        admitted = _without(untried, self._breakers.ejected(able.by_id.keys(), now_s))
+        return _without(admitted, self._breakers.set_aside(now_s))
+
+    def _able(self, model: str, capability: Capability | None) -> Group:
+        """The ready workers of a model that do this; found once a snapshot."""
+        if self._groups_of is not self._view.snapshot:
+            self._groups_of, self._groups = self._view.snapshot, {}
+        found = self._groups.get((model, capability))
+        if found is None:
+            ready = self._groups_of.serving(model)
+            able = [w for w in ready if capability is None or _can(w, model, capability)]
+            found = self._groups[model, capability] = Group(able)
+        return found
 
     @contextmanager
     def _lend(self, worker: WorkerRecord, tokens: int) -> Iterator[Breaker]:
@@ -246,15 +260,6 @@ class Dispatcher:
         finally:
             breaker.end(failed, monotonic())
             self.in_flight.end(ticket)
-
-    def _best(
-        self, workers: Sequence[WorkerRecord], tokens: int, matched: Mapping[str, int]
-    ) -> WorkerRecord:
-        now_s = monotonic()
-        trusted = [w for w in workers if not self._breakers.set_aside(w.instance_id, now_s)]
-        workers = trusted or workers
-        query = Query(workers, tokens, self.in_flight.unreported(workers), matched)
-        return self._policy(query, self._rng)[0]
 
 
 class _Order:
@@ -342,6 +347,15 @@ def _fence(worker: WorkerRecord, model: str) -> dict[str, str | None]:
         "instance_id": worker.instance_id,
         "digest": record.digest or None if record is not None else None,
     }
+
+
+def _without(group: Group, ids: Iterable[str], *, or_none: bool = False) -> Group:
+    """The group less these; all of it when nobody would be left, unless that is meant."""
+    out = group.by_id.keys() & set(ids)
+    if not out:
+        return group
+    left = [worker for worker in group.workers if worker.instance_id not in out]
+    return Group(left) if left or or_none else group
 
 
 def _capability(request: GenerateRequest) -> Capability:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Final
 
-import shortuuid
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import error_response
@@ -21,6 +20,7 @@ from protocol.errors import TriremeError
 from trireme.service import logs
 from trireme.service.auth import TokenSet, bearer
 from trireme.service.health import HEALTH_PATHS
+from trireme.service.ids import short_id
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def request_id_of(given: str | None) -> str:
     """The client's id when it is short and plain, else a new one."""
     if given is not None and _ID.fullmatch(given):
         return given
-    return "req-" + str(shortuuid.uuid())
+    return "req-" + short_id()
 
 
 class RequestContext:

@@ -47,13 +47,13 @@ _NEEDS_NATIVE: Final = (
     "seed logit_bias min_p min_tokens ignore_eos include_stop_str_in_output skip_special_tokens "
     "prompt_logprobs length_penalty"
 ).split()
+_PLAIN: Final = SamplingParams()
 
 
 def needs_native(request: GenerateRequest) -> str | None:
     """The first field of a request that FastChat's wire cannot carry, or None."""
-    plain = SamplingParams()
     for name in _NEEDS_NATIVE:
-        if getattr(request.sampling, name) != getattr(plain, name):
+        if getattr(request.sampling, name) != getattr(_PLAIN, name):
             return "logprobs" if name == "prompt_logprobs" and request.echo else name
     if request.messages is not None and request.sampling.logprobs:
         return "top_logprobs"

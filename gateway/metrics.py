@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from gateway.breaker import BreakerState
 from gateway.fleet_view import Snapshot
+from trireme.service.histogram import LabelledHistogram, Series
 
 _FAST: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SLOW: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -47,30 +48,34 @@ class GatewayMetrics:
             "Generation requests that are being served.",
             registry=self.registry,
         )
-        self._ttft = Histogram(
+        self._ttft = LabelledHistogram(
             "trireme_gateway_time_to_first_token_seconds",
             "From arrival to the first text of an answer.",
-            ["model"],
-            buckets=_FAST,
-            registry=self.registry,
+            "model",
+            _FAST,
+            self.registry,
         )
-        self._itl = Histogram(
+        self._itl = LabelledHistogram(
             "trireme_gateway_inter_token_latency_seconds",
             "Between two deltas of an answer.",
-            ["model"],
-            buckets=(0.001, 0.0025, *_FAST),
-            registry=self.registry,
+            "model",
+            (0.001, 0.0025, *_FAST),
+            self.registry,
         )
-        self._e2e = Histogram(
+        self._e2e = LabelledHistogram(
             "trireme_gateway_e2e_request_latency_seconds",
             "From arrival to the last byte.",
-            ["model"],
-            buckets=_SLOW,
-            registry=self.registry,
+            "model",
+            _SLOW,
+            self.registry,
         )
+        self._finished: dict[tuple[str, str, int], Counter] = {}
 
     def finished(self, route: str, model: str, status: int, seconds: float) -> None:
-        self._requests.labels(route, model, str(status)).inc()
+        key = (route, model, status)
+        if (counter := self._finished.get(key)) is None:
+            counter = self._finished[key] = self._requests.labels(route, model, str(status))
+        counter.inc()
         if model != UNKNOWN_MODEL:
             self._e2e.labels(model).observe(seconds)
 
@@ -93,17 +98,18 @@ class GatewayMetrics:
 class TokenTimes:
     """Observes the times of one answer's deltas; times are `perf_counter` seconds."""
 
-    def __init__(self, first: Histogram, between: Histogram, arrived_s: float) -> None:
+    def __init__(self, first: Series, between: Series, arrived_s: float) -> None:
         self._first = first
         self._between = between
         self._last_s = arrived_s
         self._begun = False
 
     def deltas(self, count: int, now_s: float) -> None:
-        """So many came together: nothing lies between them."""
-        (self._between if self._begun else self._first).observe(now_s - self._last_s)
-        for _ in range(count - 1):
-            self._between.observe(0.0)
+        """So many came together: they share the time since the last ones."""
+        if self._begun:
+            self._between.observe((now_s - self._last_s) / count, count)
+        else:
+            self._first.observe(now_s - self._last_s)
         self._begun, self._last_s = True, now_s
 
 

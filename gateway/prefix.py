@@ -7,7 +7,7 @@ mean equal prefixes. Prompts are not kept.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Container
 from hashlib import blake2b
 from typing import Final, TypeAlias
 
@@ -67,13 +67,16 @@ class PrefixIndex:
         while len(self._sent) > self._capacity:
             self._sent.popitem(last=False)
 
-    def matched_tokens(self, prefix: Fingerprint, instance_ids: Sequence[str]) -> dict[str, int]:
-        """For each worker that saw a prefix of it: how many tokens of it, about."""
+    def matched_tokens(self, prefix: Fingerprint, among: Container[str]) -> dict[str, int]:
+        """For each of these workers that saw a prefix of it: how many tokens of it, about."""
         matched: dict[str, int] = {}
-        alive = set(instance_ids)
-        for depth, chunk in enumerate(prefix, start=1):
-            alive &= set(self._sent.get(chunk, ()))
-            if not alive:
+        for depth, chunk in enumerate(prefix):
+            saw = [
+                id_
+                for id_ in self._sent.get(chunk, ())
+                if id_ in among and matched.get(id_, 0) == depth * CHUNK_TOKENS
+            ]
+            if not saw:
                 break
-            matched.update(dict.fromkeys(alive, depth * CHUNK_TOKENS))
+            matched.update(dict.fromkeys(saw, (depth + 1) * CHUNK_TOKENS))
         return matched

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import orjson
 
@@ -18,6 +18,10 @@ from gateway.logprobs import LegacyLogprobs, chat_logprobs, joined, prompt_logpr
 from protocol.framing import sse
 from protocol.generation import Delta, Done, Event, FinishReason, Prompt, Started
 from protocol.openai import StreamOptions
+
+
+_MARK: Final = "\ue000 the text \ue000"
+"""A text that is nothing else in a frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,10 @@ class Renderer(ABC):
         self._started: dict[int, int] = {}
         self._done: dict[int, Done] = {}
         self._generated = 0
+        self._shows_usage_so_far = (
+            self._options.continuous_usage_stats and self._options.include_usage
+        )
+        self._around: dict[int, tuple[bytes, bytes]] = {}
         self._choices = [_Choice() for _ in range(head.n * head.prompts)]
 
     # ---- the fold -------------------------------------------------------------------------------
@@ -137,6 +145,8 @@ class Renderer(ABC):
         if not isinstance(event, Delta):
             return []
         index = prompt * self._head.n + event.index
+        if event.logprobs is None and event.finish_reason is None:
+            return [self._text_frame(index, event.text)] if event.text else []
         logprobs = self._logprobs(index, event) if event.logprobs else None
         if not event.text and logprobs is None and event.finish_reason is None:
             return []
@@ -174,6 +184,7 @@ class Renderer(ABC):
             self._started[prompt] = event.prompt_tokens
             if event.digest:
                 self._fingerprint = "fp_" + event.digest[:12]
+                self._around.clear()
         elif isinstance(event, Delta):
             self._generated += len(event.ids)
         elif isinstance(event, Done):
@@ -194,11 +205,26 @@ class Renderer(ABC):
 
     def _frame(self, choice: Mapping[str, Any]) -> bytes:
         frame = {**self._base(self.chunk_name), "choices": [choice]}
-        if self._options.continuous_usage_stats and self._options.include_usage:
+        if self._shows_usage_so_far:
             frame["usage"] = self.usage
         elif self._options.include_usage:
             frame["usage"] = None
         return sse(orjson.dumps(frame))
+
+    def _text_frame(self, index: int, text: str) -> bytes:
+        """The frame of a text alone: nearly all are of this form, so only the text is written anew.
+
+        The rest is cut from a frame that was made by the rules, with a mark for its text.
+        """
+        if self._shows_usage_so_far:
+            return self._frame(self._piece(index, text, None, None))
+        around = self._around.get(index)
+        if around is None:
+            before, _, after = self._frame(self._piece(index, _MARK, None, None)).partition(
+                orjson.dumps(_MARK)
+            )
+            around = self._around[index] = before, after
+        return around[0] + orjson.dumps(text) + around[1]
 
     @abstractmethod
     def _openings(self, index: int) -> list[dict[str, Any]]:

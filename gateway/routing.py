@@ -1,10 +1,11 @@
-"""Chooses workers for a request. Pure: no I/O, no clock; randomness and load are passed in.
+"""Chooses a worker for a request. Pure: no I/O, no clock; randomness and load are passed in.
 
 The cost of a worker is the work that stands before a new prompt there, in tokens, over its speed:
 what its last heartbeat reported and what this gateway sent it since. `prefix_aware` takes the
 better of two random workers (Mitzenmacher's power of two choices) and the worker that saw the
 longest prefix of the prompt, whose cost is less by what it need not prefill again; that worker is
-left out of it when it is loaded well above the others.
+left out of it when it is loaded well above the others. So it looks at a few workers, however many
+there are.
 """
 
 from __future__ import annotations
@@ -23,6 +24,22 @@ QUEUED_TOKENS: Final = 256
 """What a request in a FastChat worker's queue is worth; it reports no tokens."""
 BOUND_FACTOR: Final = 2.0
 BOUND_SLACK_TOKENS: Final = 4096.0
+SAMPLED_WORKERS: Final = 16
+"""So many random ones stand for all when their mean load is asked for."""
+
+
+class Group:
+    """The workers that can serve a kind of request, as one snapshot of the fleet has them.
+
+    Attributes:
+        by_id: them, by instance id.
+        measured: whether all have measured their prefill rate, so that it can be compared.
+    """
+
+    def __init__(self, workers: Sequence[WorkerRecord]) -> None:
+        self.workers = tuple(workers)
+        self.by_id = {worker.instance_id: worker for worker in workers}
+        self.measured = all(worker.load.prefill_tps > 0 for worker in workers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +47,15 @@ class Query:
     """What a policy knows.
 
     Attributes:
-        workers: the candidates, at least one.
+        group: the candidates, at least one.
         prompt_tokens: about how many the prompt has.
-        unreported: tokens that this gateway sent an instance since its last heartbeat.
+        unreported: tokens that this gateway sent a worker since its last heartbeat.
         matched: tokens of the prompt's prefix that an instance was sent before.
     """
 
-    workers: Sequence[WorkerRecord]
+    group: Group
     prompt_tokens: int = 1
-    unreported: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    unreported: Callable[[WorkerRecord], int] = lambda _worker: 0
     matched: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
 
     def backlog(self, worker: WorkerRecord) -> float:
@@ -47,13 +64,11 @@ class Query:
         reported = load.waiting_tokens + RUNNING_TOKENS * load.running
         if worker.wire == "fastchat":
             reported = QUEUED_TOKENS * worker.queue_length
-        return float(reported + self.unreported.get(worker.instance_id, 0))
+        return float(reported + self.unreported(worker))
 
     def speed(self, worker: WorkerRecord) -> float:
         """Prefill tokens a second when all candidates have measured it, else the named speed."""
-        if all(other.load.prefill_tps > 0 for other in self.workers):
-            return worker.load.prefill_tps
-        return worker.speed or 1.0
+        return worker.load.prefill_tps if self.group.measured else worker.speed or 1.0
 
     def cost(self, worker: WorkerRecord) -> float:
         """Time until the prompt is through, in no particular unit."""
@@ -61,39 +76,48 @@ class Query:
         return (self.backlog(worker) + todo) / self.speed(worker)
 
 
-Policy: TypeAlias = Callable[[Query, Random], list[WorkerRecord]]
-"""Orders all candidates, the best first."""
+Policy: TypeAlias = Callable[[Query, Random], WorkerRecord]
 
 
-def prefix_aware(query: Query, rng: Random) -> list[WorkerRecord]:
-    workers = query.workers
-    first = list(workers) if len(workers) <= 2 else rng.sample(list(workers), 2)
-    matching = [w for w in workers if query.matched.get(w.instance_id)]
+def prefix_aware(query: Query, rng: Random) -> WorkerRecord:
+    """The cheapest of two random workers and the one that knows the prompt's prefix best."""
+    choices = _some(query.group, 2, rng)
+    found = query.group.by_id
+    matching = [found[id_] for id_, tokens in query.matched.items() if tokens and id_ in found]
     if matching:
         seen = max(matching, key=lambda w: (query.matched[w.instance_id], -query.cost(w)))
-        mean = sum(query.backlog(w) / query.speed(w) for w in workers) / len(workers)
+        others = _some(query.group, SAMPLED_WORKERS, rng)
+        mean = sum(query.backlog(w) / query.speed(w) for w in others) / len(others)
         bound = BOUND_FACTOR * mean + BOUND_SLACK_TOKENS / query.speed(seen)
-        if seen not in first and query.backlog(seen) / query.speed(seen) <= bound:
-            first.append(seen)
-    return _by_cost(query, rng, first) + _by_cost(
-        query, rng, [worker for worker in workers if worker not in first]
-    )
+        if query.backlog(seen) / query.speed(seen) <= bound:
+            choices.append(seen)
+    return _cheapest(query, rng, choices)
 
 
-def least_loaded(query: Query, rng: Random) -> list[WorkerRecord]:
-    return _by_cost(query, rng, query.workers)
+def least_loaded(query: Query, rng: Random) -> WorkerRecord:
+    """The cheapest of all: it looks at every one."""
+    return _cheapest(query, rng, query.group.workers)
 
 
-def random_order(query: Query, rng: Random) -> list[WorkerRecord]:
-    return rng.sample(list(query.workers), len(query.workers))
+def random_worker(query: Query, rng: Random) -> WorkerRecord:
+    """Any."""
+    return rng.choice(query.group.workers)
 
 
-def _by_cost(query: Query, rng: Random, workers: Sequence[WorkerRecord]) -> list[WorkerRecord]:
-    return sorted(workers, key=lambda worker: (query.cost(worker), rng.random()))
+def _some(group: Group, count: int, rng: Random) -> list[WorkerRecord]:
+    workers = group.workers
+    return list(workers) if len(workers) <= count else rng.sample(workers, count)
+
+
+def _cheapest(query: Query, rng: Random, workers: Sequence[WorkerRecord]) -> WorkerRecord:
+    """Of equal ones a random one."""
+    if len(workers) == 1:
+        return workers[0]
+    return min(workers, key=lambda worker: (query.cost(worker), rng.random()))
 
 
 POLICIES: Final[Mapping[str, Policy]] = MappingProxyType(
-    {"prefix_aware": prefix_aware, "least_loaded": least_loaded, "random": random_order}
+    {"prefix_aware": prefix_aware, "least_loaded": least_loaded, "random": random_worker}
 )
 
 
@@ -106,37 +130,46 @@ class Ticket:
     tokens: int
 
 
+@dataclass(slots=True)
+class _Sent:
+    """What one instance has of this gateway: requests, and tokens since the heartbeat `seq`."""
+
+    requests: int = 0
+    seq: int = -1
+    tokens: int = 0
+
+
 class InFlight:
     """Own requests by instance, told apart by whether a heartbeat can have reported them."""
 
     def __init__(self) -> None:
-        self._open: dict[str, dict[int, Ticket]] = {}
+        self._sent: dict[str, _Sent] = {}
 
     def begin(self, worker: WorkerRecord, tokens: int) -> Ticket:
         """A request of so many tokens goes to the worker; give the ticket back to `end`."""
-        ticket = Ticket(worker.instance_id, worker.seq, tokens)
-        self._open.setdefault(worker.instance_id, {})[id(ticket)] = ticket
-        return ticket
+        sent = self._sent.setdefault(worker.instance_id, _Sent())
+        sent.requests += 1
+        if worker.seq > sent.seq:
+            sent.seq, sent.tokens = worker.seq, 0
+        sent.tokens += tokens
+        return Ticket(worker.instance_id, sent.seq, tokens)
 
     def end(self, ticket: Ticket) -> None:
-        of_worker = self._open[ticket.instance_id]
-        del of_worker[id(ticket)]
-        if not of_worker:
-            del self._open[ticket.instance_id]
+        sent = self._sent[ticket.instance_id]
+        sent.requests -= 1
+        if ticket.seq == sent.seq:
+            sent.tokens -= ticket.tokens
+        if not sent.requests:
+            del self._sent[ticket.instance_id]
 
     def count(self, instance_id: str | None = None) -> int:
         """Requests on one instance, or on all."""
-        if instance_id is not None:
-            return len(self._open.get(instance_id, ()))
-        return sum(map(len, self._open.values()))
+        if instance_id is None:
+            return sum(sent.requests for sent in self._sent.values())
+        sent = self._sent.get(instance_id)
+        return sent.requests if sent is not None else 0
 
-    def unreported(self, workers: Sequence[WorkerRecord]) -> dict[str, int]:
-        """Tokens sent to each since its heartbeat of the snapshot."""
-        return {
-            worker.instance_id: sum(
-                ticket.tokens
-                for ticket in self._open.get(worker.instance_id, {}).values()
-                if ticket.seq >= worker.seq
-            )
-            for worker in workers
-        }
+    def unreported(self, worker: WorkerRecord) -> int:
+        """Tokens sent to it since its heartbeat of the snapshot."""
+        sent = self._sent.get(worker.instance_id)
+        return sent.tokens if sent is not None and sent.seq >= worker.seq else 0

@@ -147,7 +147,7 @@ class RequestFields(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_default(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
+        if not isinstance(fields, dict) or None not in fields.values():
             return fields
         optional = {name for name, field in cls.model_fields.items() if not field.is_required()}
         return {k: v for k, v in fields.items() if v is not None or k not in optional}

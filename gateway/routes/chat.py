@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-import shortuuid
 from fastapi import APIRouter, Request, Response
 
 from gateway.answer import respond
@@ -17,6 +16,7 @@ from protocol.openai import (
     ChatCompletionRequest,
     ChatCompletionResponse,
 )
+from trireme.service.ids import short_id
 
 router = APIRouter(tags=["chat"])
 
@@ -45,7 +45,7 @@ async def _chat(request: Request, asked: ChatCompletionRequest) -> Response:
     arrival = arrival_of(request)
     admit(request, asked.model)
     check_limits(asked, gateway_of(request).view.snapshot.models.get(asked.model))
-    answer_id = f"chatcmpl-{shortuuid.uuid()}"
+    answer_id = f"chatcmpl-{short_id()}"
     generate = chat_request(
         asked,
         request_id=f"{arrival.request_id}:{answer_id}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 
-import shortuuid
 from fastapi import APIRouter, Request, Response
 
 from gateway.answer import respond
@@ -13,6 +12,7 @@ from gateway.render import AnswerHead, CompletionRenderer
 from gateway.state import admit, arrival_of, gateway_of, read
 from gateway.translate import check_limits, completion_requests
 from protocol.openai import CompletionRequest, CompletionResponse
+from trireme.service.ids import short_id
 
 router = APIRouter(tags=["completions"])
 
@@ -28,7 +28,7 @@ async def completions(request: Request) -> Response:
     arrival = arrival_of(request)
     admit(request, asked.model)
     check_limits(asked, gateway_of(request).view.snapshot.models.get(asked.model))
-    answer_id = f"cmpl-{shortuuid.uuid()}"
+    answer_id = f"cmpl-{short_id()}"
     requests = completion_requests(
         asked,
         request_id=f"{arrival.request_id}:{answer_id}",

@@ -47,6 +47,9 @@ def configure_logging(tier: str, level: str, form: Literal["text", "json"]) -> N
             f"%(asctime)s %(levelname)-7s {tier} %(name)s [%(request_id)s] %(message)s"
         )
     )
+    # neither form shows them, and each costs something a line (logging HOWTO, "Optimization")
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
