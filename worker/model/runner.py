@@ -12,6 +12,7 @@ from worker.engine.engine import RowResult
 from worker.engine.scheduler import Scheduled
 from worker.model.attention import PagedAttention, Span
 from worker.model.sampler import prompt_logprobs, sample
+from worker.model.transfer import to_device
 
 
 class ModelRunner:
@@ -32,8 +33,8 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, batch: SequenceOf[Scheduled]) -> list[RowResult]:
         """Compute a step; one result a batch entry."""
-        rows, kept = _rows_to_keep(batch)
-        spans = [Span(item.seq.num_computed, item.num_new, item.seq.block_table) for item in batch]
+        rows, kept = rows_to_keep(batch)
+        spans = [Span(item.start, item.num_new, item.seq.block_table) for item in batch]
         token_ids = [
             token
             for item, span in zip(batch, spans, strict=True)
@@ -50,7 +51,7 @@ class ModelRunner:
             else []
         )
         results = [
-            RowResult(prompt_logprobs=_prompt_part(item, logits, row))
+            RowResult(prompt_logprobs=prompt_part(item, logits, row))
             for item, row in zip(batch, rows, strict=True)
         ]
         for number, choice in zip(sampling, choices, strict=True):
@@ -73,9 +74,15 @@ class ModelRunner:
         self, token_ids: SequenceOf[int], spans: SequenceOf[Span], kept: SequenceOf[int]
     ) -> torch.Tensor:
         """One forward over a flat row; logits [len(kept), vocab] at the positions `kept` of it."""
-        inputs = self._inputs(token_ids, spans)
+        return self._forward(to_device(token_ids, self._device), spans, kept)
+
+    def _forward(
+        self, ids: torch.Tensor, spans: SequenceOf[Span], kept: SequenceOf[int]
+    ) -> torch.Tensor:
+        """As `logits`, of ids [tokens] on the device."""
+        inputs = self._inputs(ids, spans)
         # at least one, so that a step without any does not compute them all
-        keep = torch.tensor(list(kept) or [0], device=self._device)
+        keep = to_device(list(kept) or [0], self._device)
         if self._keeps:
             logits = self._model(**inputs, logits_to_keep=keep).logits[0]
         else:
@@ -88,7 +95,8 @@ class ModelRunner:
         """Mean over tokens of the last hidden state, float32; nothing is stored in the pool."""
         spans = [Span(0, len(tokens), ()) for tokens in inputs]
         flat = [token for tokens in inputs for token in tokens]
-        hidden = self._model.base_model(**self._inputs(flat, spans)).last_hidden_state[0]
+        ids = to_device(flat, self._device)
+        hidden = self._model.base_model(**self._inputs(ids, spans)).last_hidden_state[0]
         parts = hidden[: len(flat)].float().split([len(tokens) for tokens in inputs])
         return [part.mean(0).tolist() for part in parts]
 
@@ -100,17 +108,17 @@ class ModelRunner:
         """Zero the content of blocks."""
         self._attention.backend.clear(blocks)
 
-    def _inputs(self, token_ids: SequenceOf[int], spans: SequenceOf[Span]) -> dict[str, Any]:
+    def _inputs(self, ids: torch.Tensor, spans: SequenceOf[Span]) -> dict[str, Any]:
         self._attention.backend.plan(spans)
         positions = [pos for span in spans for pos in range(span.start, span.end)]
         return {
-            "input_ids": torch.tensor([list(token_ids)], device=self._device),
-            "position_ids": torch.tensor([positions], device=self._device),
+            "input_ids": ids[None],
+            "position_ids": to_device(positions, self._device)[None],
             "use_cache": False,
         }
 
 
-def _rows_to_keep(batch: SequenceOf[Scheduled]) -> tuple[list[list[int]], list[int]]:
+def rows_to_keep(batch: SequenceOf[Scheduled]) -> tuple[list[list[int]], list[int]]:
     """Which positions of the flat row need logits, and each entry's rows among those kept."""
     rows: list[list[int]] = []
     kept: list[int] = []
@@ -130,12 +138,12 @@ def _in_scored_prompt(item: Scheduled) -> bool:
     return seq.wants_prompt_logprobs and len(seq.prompt_logprobs) < seq.prompt_len
 
 
-def _prompt_part(item: Scheduled, logits: torch.Tensor, rows: SequenceOf[int]) -> SequenceOf[Any]:
+def prompt_part(item: Scheduled, logits: torch.Tensor, rows: SequenceOf[int]) -> SequenceOf[Any]:
     """Log probabilities of the prompt tokens after each computed one."""
     seq = item.seq
     if not _in_scored_prompt(item):
         return ()
-    first = seq.num_computed + 1
+    first = item.start + 1
     targets = seq.token_ids[first : min(first + item.num_new, seq.prompt_len)]
     top = seq.params.prompt_logprobs or 0
     return prompt_logprobs(logits[list(rows[: len(targets)])], targets, top) if targets else ()
