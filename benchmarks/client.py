@@ -156,7 +156,7 @@ def hear_native(line: bytes, heard: Heard) -> str:
     if event["kind"] == "done":
         heard.done = True
         heard.tokens, heard.prompt_tokens = event["completion_tokens"], event["prompt_tokens"]
-        heard.cached_tokens = event.get("cached_tokens")
+        heard.cached_tokens = event.get("cached_tokens", 0)
     elif event["kind"] == "failed":
         heard.error = f"{event['code']}: {event['message']}"[:200]
     return ""

@@ -29,6 +29,7 @@ RETRY_S = 30.0
 ANSWER_S = 120.0
 """How long it may take for one trivial answer: its first one may compile something."""
 WARM_UP_TOKENS = 8
+LONG_PROMPT_WORDS = 500
 QUIET_PIECES = 64
 
 
@@ -219,6 +220,8 @@ def _warm_up(target: Target, plan: Plan) -> Iterator[tuple[Load, int]]:
         if cell.loop == "long":
             wanted.append((replace(load, prompt_words=cell.workload.long_words), 1))
         for one, clients in wanted:
+            if one.prompt_words > LONG_PROMPT_WORDS:
+                clients = 1  # a long prompt takes seconds, and more of them warm up nothing else
             if (one.prompt_words, clients) not in done:
                 done.add((one.prompt_words, clients))
                 yield one, clients
