@@ -113,6 +113,13 @@ class Settings(TierSettings):
     max_batch_tokens: int | None = Field(None, ge=1, description="token budget of one step")
     max_running: int | None = Field(None, ge=1, description="sequences that run at once")
     kv_cache_gb: float | None = Field(None, gt=0, description="memory of the KV cache in GiB")
+    gpu_memory_share: float = Field(
+        0.9, gt=0, le=1, description="share of each GPU's memory that the engine may fill"
+    )
+    enforce_eager: bool = Field(False, description="no CUDA graphs: launch each operation")
+    overlap: Literal["auto", "on", "off"] = Field(
+        "auto", description="launch a step before the one before has ended; auto does on a GPU"
+    )
     seed: int | None = Field(
         None, description="makes the seeds drawn for requests without one repeatable"
     )
@@ -161,6 +168,7 @@ class Settings(TierSettings):
             ("--max-gpu-memory", self.max_gpu_memory is not None),
             ("--cpu-offloading", self.cpu_offloading),
             ("--load-8bit", self.load_8bit),
+            ("--overlap on", self.overlap == "on"),
         ):
             if given:
                 raise ValueError(f"--tensor-parallel-size and {flag} exclude each other")

@@ -20,6 +20,9 @@ class EngineConfig:
         max_model_len: tokens; at most the model's own context length.
         max_batch_tokens: tokens computed in a step.
         kv_cache_gb: size of the KV pool in GiB.
+        gpu_memory_share: of each GPU's memory, which weights, steps and KV pool may fill.
+        enforce_eager: no CUDA graphs.
+        overlap: on, off or auto: whether a step is launched before the one before has ended.
         max_running: sequences in the batch.
         seed: seeds the engine's own choices.
     """
@@ -39,5 +42,8 @@ class EngineConfig:
     max_model_len: int | None = None
     max_batch_tokens: int | None = None
     kv_cache_gb: float | None = None
+    gpu_memory_share: float = 0.9
+    enforce_eager: bool = False
+    overlap: str = "auto"
     max_running: int | None = None
     seed: int | None = None

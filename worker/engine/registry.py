@@ -56,6 +56,9 @@ def _process(name: str) -> EngineKind:
                 max_model_len=settings.max_model_len,
                 max_batch_tokens=settings.max_batch_tokens,
                 kv_cache_gb=settings.kv_cache_gb,
+                gpu_memory_share=settings.gpu_memory_share,
+                enforce_eager=settings.enforce_eager,
+                overlap=settings.overlap,
                 max_running=settings.max_running,
                 seed=settings.seed,
             )

@@ -367,8 +367,7 @@ def flash_kernel() -> Kernel:
     def kernel(*args: Any, **kwargs: Any) -> torch.Tensor:
         if grouped:
             kwargs["enable_gqa"] = True
-        found: torch.Tensor = varlen.varlen_attn(*args, **kwargs)
-        return found
+        return torch.as_tensor(varlen.varlen_attn(*args, **kwargs))
 
     return kernel
 

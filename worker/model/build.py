@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-import psutil
 import torch
 
 from worker.engine.blocks import BlockPool
@@ -17,20 +16,23 @@ from worker.engine.engine import EngineCore
 from worker.engine.protocol import EngineInfo, ModelLoadError
 from worker.engine.ranks import Ranks
 from worker.model.attention import PagedAttention, Span, UnsupportedAttention, supported_by_mask
+from worker.model.attention_choice import GATHER_BLOCK_SIZE, choose_backend
 from worker.model.attention_gather import GatherAttention
+from worker.model.attention_varlen import VarlenAttention
 from worker.model.fused_layer import fuse_layers, has_fused_layers
 from worker.model.generate import GenerateCore
+from worker.model.graphs import CudaRecorder, DecodeGraphs
+from worker.model.kv_size import devices_of, num_blocks_for, rehearse
 from worker.model.linear_cpu import can_pack, pack_linears
 from worker.model.loader import LoadedModel, load_model, pick_device
+from worker.model.overlap import OverlapRunner
 from worker.model.parallel import LeadRunner, join
 from worker.model.runner import ModelRunner
 
 log = logging.getLogger(__name__)
 
-BLOCK_SIZE: Final = 16
 _PROBE_TOKENS: Final = 12
 _SMALL_BYTES: Final = 32 * 1024**2
-_GIB: Final = 1024**3
 
 Embed: TypeAlias = Callable[[list[list[int]]], list[list[float]]]
 
@@ -60,6 +62,7 @@ def build(
         ModelLoadError: with a one-line reason.
     """
     torch.set_num_threads(num_threads)
+    torch.set_float32_matmul_precision("highest")  # float32 stays float32 on GPUs too
     if config.seed is not None:
         torch.manual_seed(config.seed)
     if ranks is not None:
@@ -70,7 +73,7 @@ def build(
     if config.engine == "paged" and loaded.kind == "causal":
         own = loaded.model.config._attn_implementation
         try:
-            return _paged(config, loaded, ranks)
+            return _paged(config, loaded, ranks, report)
         except UnsupportedAttention as reason:
             if ranks is not None:
                 raise ModelLoadError(
@@ -96,35 +99,91 @@ def set_threads(model: torch.nn.Module, num_threads: int) -> None:
 
 def paged_attention(loaded: LoadedModel) -> PagedAttention:
     """Paged attention for the device of a model; not installed yet."""
-    return PagedAttention(GatherAttention(BLOCK_SIZE))
+    return PagedAttention(choose_backend(loaded.model.config, loaded.device, loaded.dtype))
 
 
-def _paged(config: EngineConfig, loaded: LoadedModel, ranks: Ranks | None) -> Built:
-    attention = paged_attention(loaded)
-    runner = (
-        ModelRunner(loaded.model, attention, loaded.device)
-        if ranks is None
-        else LeadRunner(loaded.model, attention, loaded.device, ranks)
-    )
-    on_cpu = loaded.device.type == "cpu"
-    pack = on_cpu and ranks is None and not config.load_8bit and can_pack()
-    _probe(loaded, attention, runner, pack=pack)
+def _paged(
+    config: EngineConfig, loaded: LoadedModel, ranks: Ranks | None, report: Callable[[str], None]
+) -> Built:
+    on_cpu, on_cuda = loaded.device.type == "cpu", loaded.device.type == "cuda"
+    overlap = ranks is None and (config.overlap == "on" or (config.overlap == "auto" and on_cuda))
     max_running = config.max_running or (64 if on_cpu else 256)
-    num_blocks = num_blocks_for(config, loaded, attention, max_running)
+    max_batch_tokens = config.max_batch_tokens or (512 if on_cpu else 8192)
+    attention = paged_attention(loaded)
+    runner = _runner(loaded, attention, ranks, overlap=overlap)
+    pack = on_cpu and ranks is None and not config.load_8bit and can_pack()
+    own = loaded.model.config._attn_implementation
+    try:
+        _probe(loaded, attention, runner, pack=pack)
+    except UnsupportedAttention as reason:
+        if ranks is not None or isinstance(attention.backend, GatherAttention):
+            raise
+        log.warning("flash attention does not run this model (%s): plain operations do", reason)
+        loaded.model.set_attn_implementation(own)
+        attention.backend, attention.layers = GatherAttention(GATHER_BLOCK_SIZE), {}
+        _probe(loaded, attention, runner, pack=pack)
+    if on_cuda and config.kv_cache_gb is None:
+        rehearse(
+            runner,
+            attention.layers,
+            max_batch_tokens=max_batch_tokens,
+            max_running=max_running,
+            context_length=loaded.context_length,
+        )
+    num_blocks = blocks_for(config, loaded, attention, max_running)
     if isinstance(runner, LeadRunner):
         num_blocks = runner.least(num_blocks, max_running)
     runner.allocate(num_blocks)
-    context = min(loaded.context_length, num_blocks * BLOCK_SIZE)
+    block_size = attention.backend.block_size
+    context = min(loaded.context_length, num_blocks * block_size)
     if context < loaded.context_length:
         log.warning("the KV pool holds %d tokens only: the context is cut to that", context)
+    if isinstance(runner, OverlapRunner) and not config.enforce_eager:
+        _add_graphs(runner, attention, max_running, context, report)
     core = EngineCore(
         runner,
-        BlockPool(num_blocks, BLOCK_SIZE),
+        BlockPool(num_blocks, block_size),
         max_running=max_running,
-        max_batch_tokens=config.max_batch_tokens or (512 if on_cpu else 8192),
+        max_batch_tokens=max_batch_tokens,
+        overlap=overlap,
     )
-    info = _info("paged", loaded, capacity=max_running, context=context, kv_blocks=num_blocks)
+    info = _info(
+        "paged",
+        loaded,
+        capacity=max_running,
+        context=context,
+        kv_blocks=num_blocks,
+        block_size=block_size,
+    )
     return Built(core, runner.embed, info)
+
+
+def _runner(
+    loaded: LoadedModel, attention: PagedAttention, ranks: Ranks | None, *, overlap: bool
+) -> ModelRunner:
+    if ranks is not None:
+        return LeadRunner(loaded.model, attention, loaded.device, ranks)
+    if overlap or loaded.device.type == "cuda":
+        return OverlapRunner(loaded.model, attention, loaded.device)
+    return ModelRunner(loaded.model, attention, loaded.device)
+
+
+def _add_graphs(
+    runner: OverlapRunner,
+    attention: PagedAttention,
+    max_running: int,
+    context: int,
+    report: Callable[[str], None],
+) -> None:
+    """Record decode steps, where flash attention runs the model on one GPU."""
+    backend, devices = attention.backend, devices_of(attention.layers)
+    if not isinstance(backend, VarlenAttention) or len(devices) > 1:
+        return
+    backend.reserve_decode(max_running, context, devices[0])
+    runner.graphs = DecodeGraphs(
+        runner.forward_decode, backend, devices[0], max_running, CudaRecorder(devices[0])
+    )
+    runner.graphs.warm_up(report)
 
 
 def _probe(
@@ -170,35 +229,17 @@ def _agree(expected: torch.Tensor, found: torch.Tensor, dtype: torch.dtype) -> N
         raise UnsupportedAttention(f"its logits differ by {off:.3g} from transformers' own")
 
 
-def num_blocks_for(
+def blocks_for(
     config: EngineConfig, loaded: LoadedModel, attention: PagedAttention, max_running: int
 ) -> int:
-    """Blocks of the pool: as many as its memory holds, at most what a full batch can use.
-
-    Main memory, and what the configuration allows, are shared by all ranks.
-    """
-    ranks = config.tensor_parallel_size
-    per_block = BLOCK_SIZE * sum(
-        shape.bytes_per_token(dtype) for shape, _device, dtype in attention.layers.values()
+    """Blocks of a model's pool, as `num_blocks_for` counts them."""
+    return num_blocks_for(
+        config,
+        attention.layers,
+        block_size=attention.backend.block_size,
+        context_length=loaded.context_length,
+        max_running=max_running,
     )
-    usable = -(-loaded.context_length // BLOCK_SIZE) * max_running
-    if config.kv_cache_gb is not None:
-        found = int(config.kv_cache_gb * _GIB / ranks) // per_block
-    elif loaded.device.type == "cuda":
-        free = sum(
-            torch.cuda.mem_get_info(device)[0]
-            for device in {device for _shape, device, _dtype in attention.layers.values()}
-        )
-        found = min(usable, int(0.85 * free) // per_block)
-    else:
-        memory = min(0.3 * psutil.virtual_memory().available, 4 * _GIB)
-        found = min(usable, int(memory / ranks) // per_block)
-    if found < 2:
-        raise ModelLoadError(
-            f"the KV pool would hold {found * BLOCK_SIZE} tokens only: give more memory to it "
-            "with --kv-cache-gb"
-        )
-    return found
 
 
 def _info(
@@ -208,6 +249,7 @@ def _info(
     capacity: int,
     context: int | None = None,
     kv_blocks: int = 0,
+    block_size: int = 0,
     generates: bool = True,
 ) -> EngineInfo:
     return EngineInfo(
@@ -217,7 +259,7 @@ def _info(
         vocab_size=loaded.vocab_size,
         capacity=capacity,
         kv_blocks=kv_blocks,
-        block_size=BLOCK_SIZE if kv_blocks else 0,
+        block_size=block_size,
         generates=generates,
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=str(loaded.device),

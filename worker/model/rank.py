@@ -58,7 +58,7 @@ def _follow(
     import torch
 
     from worker.model.attention import Span
-    from worker.model.build import num_blocks_for, paged_attention, set_threads
+    from worker.model.build import blocks_for, paged_attention, set_threads
     from worker.model.loader import load_model, pick_device
     from worker.model.parallel import join, least
     from worker.model.runner import ModelRunner
@@ -76,7 +76,7 @@ def _follow(
                 attention.install(loaded.model)
             case Kind.LEAST:
                 [max_running] = order.numbers
-                least(num_blocks_for(config, loaded, attention, max_running), loaded.device)
+                least(blocks_for(config, loaded, attention, max_running), loaded.device)
             case Kind.ALLOCATE:
                 [num_blocks] = order.numbers
                 runner.allocate(num_blocks)

@@ -14,7 +14,8 @@ from worker.engine.blocks import BlockPool
 from worker.engine.config import EngineConfig
 from worker.engine.engine import EngineCore
 from worker.engine.protocol import Job, SequenceParams, StepOutput
-from worker.model.build import BLOCK_SIZE, Built, build
+from worker.model.attention_choice import GATHER_BLOCK_SIZE as BLOCK_SIZE
+from worker.model.build import Built, build
 from worker.model.generate import GenerateCore
 
 PAGED = [
