@@ -99,11 +99,14 @@ Say = Callable[[int, int, str], object]
 """Told (steps done, steps in all, what happens or has happened now)."""
 
 
-def measure(targets: Sequence[Target], plan: Plan, say: Say) -> Measured:
-    """Warm up and measure. A system that no longer answers is left out from then on."""
+def measure(targets: Sequence[Target], plan: Plan, say: Say, measured: Measured) -> None:
+    """Warm up and measure. A system that no longer answers is left out from then on.
+
+    Args:
+        measured: takes each result as it comes, so that an interrupt loses none.
+    """
     by_name = {target.system: target for target in targets}
     all_roots = [pid for target in targets for pid in target.pids]
-    measured = Measured()
     steps = plan.steps(list(by_name))
     total = len(by_name) + len(steps)
     with processes.pausing() as pausing:
@@ -140,7 +143,6 @@ def measure(targets: Sequence[Target], plan: Plan, say: Say) -> Measured:
             measured.results.append(result)
             failed = f", {result.run.failed} failed" if result.run.failed else ""
             say(done + 1, total, f"{what}: {name}: {result.run.tokens_per_s:.1f} tokens/s{failed}")
-    return measured
 
 
 def run_cell(target: Target, cell: Cell, repeat: int, plan: Plan) -> Run:

@@ -31,6 +31,8 @@ from benchmarks.targets import (
 )
 from benchmarks.workloads import Cell, Workload, cells_of
 
+INTERRUPTED = 130
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -99,23 +101,30 @@ class Options:
         )
 
 
-def missing_extra(options: Options) -> str | None:
-    """What is not installed and will be needed, in a sentence; said before anything is measured."""
+def missing(options: Options) -> str | None:
+    """What will be needed and is not there, in a sentence; said before anything is measured."""
     if options.plots and importlib.util.find_spec("matplotlib") is None:
         return "Pictures need matplotlib: pip install 'trireme[bench]', or leave them: --no-plots."
     own = not options.base_url and options.engine != "sim"
     if own and importlib.util.find_spec("torch") is None:
         return "A stack of its own needs torch: pip install 'trireme[worker]', or --engine sim."
+    if options.run_limit_s and not own and not _tokenizer(Path(options.model_path or ".")):
+        return "--run-limit needs a --model-path with a tokenizer.json, to count what it cuts off."
     return None
 
 
+def _tokenizer(folder: Path) -> Path | None:
+    file = folder / "tokenizer.json"
+    return file if file.is_file() else None
+
+
 def bench(options: Options, console: Console, command: Sequence[str]) -> int:
-    """Measure and write; returns the exit code: 1 when any request failed.
+    """Measure and write; returns the exit code: 1 when any request failed, 130 after Ctrl-C.
 
     Args:
         command: argv, for the report.
     """
-    if reason := missing_extra(options):
+    if reason := missing(options):
         console.print(reason, style="red", markup=False)
         return 2
 
@@ -124,21 +133,30 @@ def bench(options: Options, console: Console, command: Sequence[str]) -> int:
 
     about = {"machine": machine(), "versions": versions(), "command": shlex.join(command)}
     about |= {"made": datetime.now(UTC).isoformat(timespec="seconds")}
+    measured, interrupted = Measured(), False
     try:
         folder = _model_folder(options, say)
         limit = _limit(options, folder)
         products = _products(options, folder, say)
         with _started(options, folder, say) as started, Steps(console) as steps:
-            measured = measure(started.targets, options.plan(limit), steps.say)
-        # before and after: the least time of both is nearest to what the machine can do
-        products += _products(options, folder, say)
+            try:
+                measure(started.targets, options.plan(limit), steps.say, measured)
+            except KeyboardInterrupt:
+                interrupted = True
+        if not interrupted:
+            # before and after: the least time of both is nearest to what the machine can do
+            products += _products(options, folder, say)
         bound = Bound.of(*products) if products else None
     except (RuntimeError, OSError) as failure:
         console.print(str(failure), style="red", markup=False)
         return 1
     rows = summary.rows_of(measured.results, bound)
     report = about | _settings(options) | _outcome(started, measured, bound, rows)
-    return _show(options, console, started, measured, rows, report)
+    report["interrupted"] = interrupted
+    code = _show(options, console, started, measured, rows, report)
+    if interrupted:
+        console.print("Interrupted: not all was measured.", style="red")
+    return INTERRUPTED if interrupted else code
 
 
 def _model_folder(options: Options, say: Callable[[str], object]) -> Path | None:
@@ -161,9 +179,9 @@ def _limit(options: Options, folder: Path | None) -> Limit | None:
     """
     if not options.run_limit_s:
         return None
-    file = (folder or Path()) / "tokenizer.json"
-    if folder is None or not file.is_file():
-        raise OSError("--run-limit needs --model-path with a tokenizer.json, to count tokens")
+    file = _tokenizer(folder or Path())
+    if file is None:
+        raise OSError(f"--run-limit needs a tokenizer.json, and {folder} has none")
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(file))

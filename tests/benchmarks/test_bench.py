@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -81,6 +82,29 @@ def test_an_open_loop_sends_what_is_due(root: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.png"))
 
 
+@pytest.mark.slow
+def test_an_interrupt_keeps_what_was_measured(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "half.json"
+    flags = ["--engine=sim", "--worker-args=--sim-itl-ms=20", "--repeats=9", "--no-plots"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "trireme.cli", "bench", *flags, "--clients=1", f"--out={out}"],
+        cwd=root,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "repeat 1 of 9" in line and "tokens/s" in line:
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 130, rest
+    report = json.loads(out.read_text())
+    assert report["interrupted"] is True
+    assert 1 <= len(report["workloads"][0]["rows"][0]["runs"]) < 9
+
+
 class Failing(BaseHTTPRequestHandler):
     """Answers the first requests, so that the warm-up is well, and then no longer."""
 
@@ -142,6 +166,8 @@ def test_failed_requests_are_told_and_make_the_exit_code_1(
         (["--clients=1,x"], "no list of numbers"),
         (["--rate=0"], "no list of numbers"),
         (["--repeats=0"], "repeats"),
+        (["--only=vllm=8"], "'vllm' is not measured"),
+        (["--engine=sim", "--run-limit=5"], "--run-limit needs a --model-path"),
     ],
 )
 def test_a_bad_flag_is_refused(root: Path, flags: list[str], reason: str) -> None:
