@@ -102,12 +102,12 @@ def main(
     """Time a model's matrix products alone; writes one JSON object."""
     import torch
 
-    from worker.engine.child import usable_cpus
+    from worker.engine.cpus import usable_cores
 
     dtype = dtype_of(model)
     layers, head = shapes_of(model)
     count = sum(out * width for out, width in [*layers, head])
-    threads = threads or (1 if count * dtype.itemsize < _SMALL_BYTES else usable_cpus())
+    threads = threads or (1 if count * dtype.itemsize < _SMALL_BYTES else usable_cores())
     torch.set_num_threads(threads)
     layer_weights, head_weights = packed(layers, dtype), packed([head], dtype)
     layer_products = partial(one_pass, layer_weights, [width for _, width in layers], dtype)

@@ -107,6 +107,10 @@ class Settings(TierSettings):
     max_gpu_memory: str | None = Field(None, description="memory per GPU, such as 13GiB")
     load_8bit: bool = Field(False, description="load the weights in 8 bits")
     cpu_offloading: bool = Field(False, description="keep what no GPU holds in main memory")
+    native_kernels: bool = Field(
+        True,
+        description="compile the engine's CPU kernels at the first start, if there is a compiler",
+    )
     max_model_len: int | None = Field(
         None, ge=1, description="context length (from the model's configuration)"
     )

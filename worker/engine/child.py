@@ -15,13 +15,13 @@ import socket
 import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from worker.engine import pipe
 from worker.engine.config import EngineConfig
+from worker.engine.cpus import usable_cores
 from worker.engine.embedding import EmbedQueue, Vectors
 from worker.engine.engine import JobFailed
 from worker.engine.protocol import EngineLoad, ModelLoadError, PromptOutput, StepOutput
@@ -40,7 +40,7 @@ def main() -> None:
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(channel, inbox), daemon=True).start()
     size = config.tensor_parallel_size
-    num_threads = max(1, usable_cpus() // size)
+    num_threads = max(1, usable_cores() // size)
 
     def rank_died(reason: str) -> None:
         log.error("%s", reason)
@@ -126,17 +126,6 @@ def _read(channel: socket.socket, inbox: queue.SimpleQueue[Any]) -> None:
         for line in lines:
             inbox.put(pipe.decode_to_engine(line))
     os._exit(0)
-
-
-def usable_cpus() -> int:
-    """Cores that this process may use: its affinity, and the cgroup's quota where one is set."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.is_file():
-        limit, _, period = quota.read_text().strip().partition(" ")
-        if limit != "max" and period:
-            cores = min(cores or 1, max(1, int(limit) // int(period)))
-    return max(1, cores or 1)
 
 
 if __name__ == "__main__":

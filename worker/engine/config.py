@@ -24,6 +24,7 @@ class EngineConfig:
         enforce_eager: no CUDA graphs.
         overlap: on, off or auto: whether a step is launched before the one before has ended.
         max_running: sequences in the batch.
+        native_kernels: whether to compile and use the engine's own CPU kernels.
         seed: seeds the engine's own choices.
     """
 
@@ -46,4 +47,5 @@ class EngineConfig:
     enforce_eager: bool = False
     overlap: str = "auto"
     max_running: int | None = None
+    native_kernels: bool = True
     seed: int | None = None

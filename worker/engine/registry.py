@@ -60,6 +60,7 @@ def _process(name: str) -> EngineKind:
                 enforce_eager=settings.enforce_eager,
                 overlap=settings.overlap,
                 max_running=settings.max_running,
+                native_kernels=settings.native_kernels,
                 seed=settings.seed,
             )
         )

@@ -67,17 +67,18 @@ class _Chunk:
 
 
 @dataclass(slots=True)
-class _StepPlan:
+class StepPlan:
     """What a step's flat row holds; index tensors are made once a step, not once a layer."""
 
     spans: Sequence[Span]
     block_size: int
     slots: torch.Tensor | None = None
-    _parts: dict[tuple[object, ...], tuple[list[_Chunk], list[_DecodeGroup]]] = field(
-        default_factory=dict
-    )
+    has_decodes: bool = False
+    _chunk_lists: dict[tuple[object, ...], list[_Chunk]] = field(default_factory=dict)
+    _group_lists: dict[tuple[object, ...], list[_DecodeGroup]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.has_decodes = any(span.is_decode for span in self.spans)
         if self.spans and self.spans[0].blocks:
             size = self.block_size
             self.slots = torch.tensor(
@@ -88,17 +89,23 @@ class _StepPlan:
                 ]
             )
 
-    def parts(
+    def chunks(self, window: int | None, device: torch.device, dtype: torch.dtype) -> list[_Chunk]:
+        """Prefill chunks, for a layer of this kind."""
+        key = (window, device, dtype)
+        if key not in self._chunk_lists:
+            self._chunk_lists[key] = [chunk.moved(device, dtype) for chunk in self._chunks(window)]
+        return self._chunk_lists[key]
+
+    def groups(
         self, window: int | None, device: torch.device, dtype: torch.dtype, kv_heads: int
-    ) -> tuple[list[_Chunk], list[_DecodeGroup]]:
-        """Prefill chunks, and decode rows in groups, for a layer of this kind."""
+    ) -> list[_DecodeGroup]:
+        """Decode rows in groups, for a layer of this kind."""
         key = (window, device, dtype, kv_heads)
-        if key not in self._parts:
-            self._parts[key] = (
-                [chunk.moved(device, dtype) for chunk in self._chunks(window)],
-                [group.moved(device, dtype, kv_heads) for group in self._groups(window)],
-            )
-        return self._parts[key]
+        if key not in self._group_lists:
+            self._group_lists[key] = [
+                group.moved(device, dtype, kv_heads) for group in self._groups(window)
+            ]
+        return self._group_lists[key]
 
     def _chunks(self, window: int | None) -> list[_Chunk]:
         chunks: list[_Chunk] = []
@@ -129,7 +136,7 @@ class _StepPlan:
         row = 0
         for span in self.spans:
             if span.is_decode:
-                first = self._first_block(span, window)
+                first = first_block(span, window, self.block_size)
                 entries.append((-(-span.end // self.block_size) - first, row, span))
             row += span.length
         whole = len(entries) == row
@@ -144,9 +151,6 @@ class _StepPlan:
                 groups.append([entry])
         return [self._group(group, window, whole=False) for group in groups]
 
-    def _first_block(self, span: Span, window: int | None) -> int:
-        return 0 if window is None else max(0, span.end - window) // self.block_size
-
     def _group(
         self, group: list[tuple[int, int, Span]], window: int | None, *, whole: bool
     ) -> _DecodeGroup:
@@ -154,7 +158,7 @@ class _StepPlan:
         table: list[int] = []
         lows, highs = [], []
         for count, _row, span in group:
-            first = self._first_block(span, window)
+            first = first_block(span, window, self.block_size)
             used = span.blocks[first : first + count]
             table += [*used, *[used[0]] * (width - count)]
             lows.append(0 if window is None else max(0, span.end - window) - first * size)
@@ -169,6 +173,11 @@ class _StepPlan:
         )
 
 
+def first_block(span: Span, window: int | None, block_size: int) -> int:
+    """Index in its block table of the first block that a decode row sees."""
+    return 0 if window is None else max(0, span.end - window) // block_size
+
+
 class GatherAttention:
     """The KV pool and attention over it by plain operations, on whatever devices the layers are."""
 
@@ -176,7 +185,7 @@ class GatherAttention:
         self.block_size = block_size
         self._keys: dict[int, torch.Tensor] = {}
         self._values: dict[int, torch.Tensor] = {}
-        self._plan = _StepPlan((), block_size)
+        self._plan = StepPlan((), block_size)
 
     def allocate(self, layers: LayerShapes, num_blocks: int) -> None:
         """Keys and values of each layer, [kv_heads, num_blocks, block_size, dim]."""
@@ -193,7 +202,7 @@ class GatherAttention:
 
     def plan(self, spans: Sequence[Span]) -> None:
         """Prepare a step."""
-        self._plan = _StepPlan(spans, self.block_size)
+        self._plan = StepPlan(spans, self.block_size)
 
     def attend(
         self,
@@ -205,13 +214,9 @@ class GatherAttention:
         out: torch.Tensor,
     ) -> None:
         """As `AttentionBackend.attend`."""
-        plan = self._plan
-        if plan.slots is not None:
-            slots = plan.slots.to(key.device)
-            self._keys[layer].flatten(1, 2).index_copy_(1, slots, key.transpose(0, 1))
-            self._values[layer].flatten(1, 2).index_copy_(1, slots, value.transpose(0, 1))
-        chunks, groups = plan.parts(score.window, key.device, key.dtype, key.shape[1])
-        for chunk in chunks:
+        if self._plan.slots is not None:
+            self._store(layer, key, value, self._plan.slots)
+        for chunk in self._plan.chunks(score.window, key.device, key.dtype):
             part = chunk.part
             if chunk.blocks is None:
                 keys, values = key[part].transpose(0, 1), value[part].transpose(0, 1)
@@ -219,8 +224,22 @@ class GatherAttention:
                 keys, values = self._gather(layer, chunk.blocks, 1)
                 keys, values = keys[:, : chunk.held], values[:, : chunk.held]
             out[part] = _attend_chunk(query[part], keys, values, chunk.bias, score)
-        for group in groups:
-            keys, values = self._gather(layer, group.blocks, group.bias.shape[0] // key.shape[1])
+        if self._plan.has_decodes:
+            self._attend_decodes(layer, query, score, out)
+
+    def _store(
+        self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
+    ) -> None:
+        slots = slots.to(key.device)
+        self._keys[layer].flatten(1, 2).index_copy_(1, slots, key.transpose(0, 1))
+        self._values[layer].flatten(1, 2).index_copy_(1, slots, value.transpose(0, 1))
+
+    def _attend_decodes(
+        self, layer: int, query: torch.Tensor, score: Score, out: torch.Tensor
+    ) -> None:
+        kv_heads = self._keys[layer].shape[0]
+        for group in self._plan.groups(score.window, query.device, query.dtype, kv_heads):
+            keys, values = self._gather(layer, group.blocks, group.bias.shape[0] // kv_heads)
             if group.rows is None:
                 _attend_decode(query, keys, values, group.bias, score, out)
             else:

@@ -18,10 +18,20 @@ from worker.engine.ranks import Ranks
 from worker.model.attention import PagedAttention, Span, UnsupportedAttention, supported_by_mask
 from worker.model.attention_choice import GATHER_BLOCK_SIZE, choose_backend
 from worker.model.attention_gather import GatherAttention
+from worker.model.attention_native import NativeAttention
 from worker.model.attention_varlen import VarlenAttention
-from worker.model.fused_layer import fuse_layers, has_fused_layers
+from worker.model.fused_layer import (
+    FusedModel,
+    NativeOps,
+    RowOps,
+    TorchOps,
+    all_layers_fused,
+    fuse_layers,
+    has_fused_layers,
+)
 from worker.model.generate import GenerateCore
 from worker.model.graphs import CudaRecorder, DecodeGraphs
+from worker.model.kernels import KernelSet, load_kernels
 from worker.model.kv_size import devices_of, num_blocks_for, rehearse
 from worker.model.linear_cpu import can_pack, pack_linears
 from worker.model.loader import LoadedModel, load_model, pick_device
@@ -73,7 +83,7 @@ def build(
     if config.engine == "paged" and loaded.kind == "causal":
         own = loaded.model.config._attn_implementation
         try:
-            return _paged(config, loaded, ranks, report)
+            return build_paged(config, loaded, ranks, report)
         except UnsupportedAttention as reason:
             if ranks is not None:
                 raise ModelLoadError(
@@ -97,31 +107,43 @@ def set_threads(model: torch.nn.Module, num_threads: int) -> None:
     torch.set_num_threads(1 if small else num_threads)
 
 
-def paged_attention(loaded: LoadedModel) -> PagedAttention:
+def paged_attention(loaded: LoadedModel, kernels: KernelSet | None = None) -> PagedAttention:
     """Paged attention for the device of a model; not installed yet."""
+    if kernels is not None:
+        return PagedAttention(NativeAttention(kernels, GATHER_BLOCK_SIZE))
     return PagedAttention(choose_backend(loaded.model.config, loaded.device, loaded.dtype))
 
 
-def _paged(
+def build_paged(
     config: EngineConfig, loaded: LoadedModel, ranks: Ranks | None, report: Callable[[str], None]
 ) -> Built:
+    """The paged engine of a loaded model.
+
+    Raises:
+        UnsupportedAttention: when the model does not run on it. ModelLoadError: too little memory.
+    """
     on_cpu, on_cuda = loaded.device.type == "cpu", loaded.device.type == "cuda"
     overlap = ranks is None and (config.overlap == "on" or (config.overlap == "auto" and on_cuda))
     max_running = config.max_running or (64 if on_cpu else 256)
     max_batch_tokens = config.max_batch_tokens or (512 if on_cpu else 8192)
-    attention = paged_attention(loaded)
+    alone_on_cpu = on_cpu and ranks is None
+    native = alone_on_cpu and config.native_kernels
+    kernels = load_kernels(report) if native else None
+    attention = paged_attention(loaded, kernels)
     runner = _runner(loaded, attention, ranks, overlap=overlap)
-    pack = on_cpu and ranks is None and not config.load_8bit and can_pack()
+    ops: RowOps | None = None
+    if alone_on_cpu and not config.load_8bit and can_pack():
+        ops = NativeOps(kernels[loaded.dtype]) if kernels else TorchOps()
     own = loaded.model.config._attn_implementation
     try:
-        _probe(loaded, attention, runner, pack=pack)
+        _probe(loaded, attention, runner, ops)
     except UnsupportedAttention as reason:
         if ranks is not None or isinstance(attention.backend, GatherAttention):
             raise
         log.warning("flash attention does not run this model (%s): plain operations do", reason)
         loaded.model.set_attn_implementation(own)
         attention.backend, attention.layers = GatherAttention(GATHER_BLOCK_SIZE), {}
-        _probe(loaded, attention, runner, pack=pack)
+        _probe(loaded, attention, runner, ops)
     if on_cuda and config.kv_cache_gb is None:
         rehearse(
             runner,
@@ -187,11 +209,11 @@ def _add_graphs(
 
 
 def _probe(
-    loaded: LoadedModel, attention: PagedAttention, runner: ModelRunner, *, pack: bool
+    loaded: LoadedModel, attention: PagedAttention, runner: ModelRunner, ops: RowOps | None
 ) -> None:
     """Run a short text whole, in chunks and by a decode step: all must agree with transformers.
 
-    With `pack` layers are fused and linear layers packed for the CPU between the two, so that this
+    With `ops` layers are fused and linear layers packed for the CPU between the two, so that this
     is part of what is compared. It also finds the shape of each layer's keys and values.
 
     Raises:
@@ -201,8 +223,8 @@ def _probe(
         raise UnsupportedAttention("its attention pattern is neither causal nor sliding")
     tokens = [1 + (7 * at) % (loaded.vocab_size - 1) for at in range(_PROBE_TOKENS)]
     expected = runner.plain(tokens).float()
-    if pack:
-        fuse_layers(loaded.model, attention)
+    if ops is not None:
+        fuse_layers(loaded.model, attention, ops)
         pack_linears(loaded.model)
     try:
         attention.install(loaded.model)
@@ -210,6 +232,8 @@ def _probe(
         _agree(expected, whole, loaded.dtype)
         if not attention.layers:
             raise UnsupportedAttention("it has no attention layers")
+        if ops is not None and all_layers_fused(loaded.model):
+            runner.replace_model(FusedModel(loaded.model, ops))
         runner.allocate(2)
         cuts = [0, 5, _PROBE_TOKENS - 1, _PROBE_TOKENS]
         for start, end in itertools.pairwise(cuts):

@@ -1,21 +1,22 @@
 """Decoder layers of the Llama pattern on the CPU with fewer and larger operations.
 
-A layer of transformers runs about 45 operations beside its attention; here are 14: one product
-for queries, keys and values, rotation of queries and keys together, and silu, the product with the
-gate and both residual additions inside the matrix products. What surrounds the layers (embedding,
-rotary tables, masks, output layer) remains the model's own, and the comparison at load covers the
-whole.
+A layer of transformers runs about 45 operations beside its attention; here are 9 with the engine's
+own kernels, 14 without: one product for queries, keys and values, rotation of queries and keys
+together, and silu, the product with the gate and both residual additions inside the matrix
+products.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from worker.model.attention import PagedAttention, Score, window_of
+from worker.model.kernels import Kernels
 from worker.model.linear_cpu import PackedWeight, is_packable, pad_rows
 
 LAYERS: Final = frozenset(
@@ -24,31 +25,59 @@ LAYERS: Final = frozenset(
 """Classes of transformers that compute exactly what `FusedLayer` does."""
 
 
-class _Rotation:
-    """The step's rotary tables in the layers' form, made by the first of them for all."""
+class RowOps(Protocol):
+    """The operations of a layer that are no matrix products."""
 
-    def __init__(self) -> None:
-        self._cos: torch.Tensor | None = None
-        self._made: tuple[torch.Tensor, torch.Tensor] | None = None
+    def norm(self, rows: torch.Tensor, norm: Any) -> torch.Tensor:
+        """RMSNorm of the last dimension of [n, width] or [n, heads, width]."""
 
-    def tables(self, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """[1, tokens, dim] each -> [rows, 1, dim]; the sine with the sign of its half."""
-        if self._made is None or self._cos is not cos:
-            half = cos.shape[-1] // 2
-            signed = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
-            self._cos = cos
-            self._made = (pad_rows(cos[0])[:, None], pad_rows(signed)[:, None])
-        return self._made
+    def rotate(self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Rotary embedding of heads [n, heads, dim] by tables [n, dim]; may write to `heads`."""
+
+
+class TorchOps:
+    """`RowOps` by torch's own operations."""
+
+    def norm(self, rows: torch.Tensor, norm: Any) -> torch.Tensor:
+        """As `RowOps.norm`."""
+        return F.rms_norm(rows, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+    def rotate(self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """As `RowOps.rotate`."""
+        half = heads.shape[-1] // 2
+        signed = torch.cat([-sin[:, :half], sin[:, half:]], -1)
+        swapped = heads.reshape(*heads.shape[:-1], 2, half).flip(-2).view(heads.shape)
+        return torch.addcmul(heads * cos[:, None], swapped, signed[:, None])
+
+
+class NativeOps:
+    """`RowOps` by the engine's own kernels."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
+    def norm(self, rows: torch.Tensor, norm: Any) -> torch.Tensor:
+        """As `RowOps.norm`; heads are normalised in place."""
+        out = rows if rows.dim() == 3 else torch.empty_like(rows)
+        return self._kernels.rms_norm(rows, norm.weight, norm.variance_epsilon, out)
+
+    def rotate(self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """As `RowOps.rotate`, in place."""
+        self._kernels.rotate(heads, cos, sin)
+        return heads
 
 
 class FusedLayer(nn.Module):
-    """Computes what `layer`, one of `LAYERS`, computes; called as it is called by its model.
+    """Computes what `layer`, one of `LAYERS`, computes; its model may call it in its place.
 
     Rows are padded to the number that the packed products need; what is behind the step's tokens
     is never looked at.
+
+    Attributes:
+        window: tokens that a token sees; what the mask of the last call by the model said.
     """
 
-    def __init__(self, layer: Any, attention: PagedAttention, rotation: _Rotation) -> None:
+    def __init__(self, layer: Any, attention: PagedAttention, ops: RowOps) -> None:
         super().__init__()
         own, mlp = layer.self_attn, layer.mlp
         self._index = int(own.layer_idx)
@@ -61,11 +90,12 @@ class FusedLayer(nn.Module):
         self._gate = PackedWeight([mlp.gate_proj])
         self._up = PackedWeight([mlp.up_proj])
         self._down = PackedWeight([mlp.down_proj])
-        self.input_layernorm = layer.input_layernorm
-        self.post_attention_layernorm = layer.post_attention_layernorm
-        self.q_norm, self.k_norm = getattr(own, "q_norm", None), getattr(own, "k_norm", None)
+        # in lists, so that looking them up is no search through a module's parameters
+        self._norms = [layer.input_layernorm, layer.post_attention_layernorm]
+        self._head_norms = [getattr(own, name, None) for name in ("q_norm", "k_norm")]
         self._attention = attention
-        self._rotation = rotation
+        self._ops = ops
+        self.window: int | None = None
 
     def forward(
         self,
@@ -75,49 +105,92 @@ class FusedLayer(nn.Module):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         **_unused: Any,
     ) -> torch.Tensor:
-        """[1, rows, hidden] -> [1, rows or more, hidden]."""
-        num = position_embeddings[0].shape[1]
-        rows = pad_rows(hidden_states[0])
-        heads, kv_heads = self._heads, self._kv_heads
+        """As the layer's model calls it: [1, rows, hidden] -> [1, rows or more, hidden]."""
+        self.window = window_of(attention_mask)
+        cos, sin = (table[0] for table in position_embeddings)
+        return self.compute(pad_rows(hidden_states[0]), cos, sin).unsqueeze(0)
 
-        qkv = self._qkv.linear(_norm(rows, self.input_layernorm))
-        qkv = qkv.view(len(rows), -1, self._dim)
-        rotated = self._rotate(qkv[:, : heads + kv_heads], position_embeddings)
-        attended = torch.zeros_like(qkv[:, :heads], memory_format=torch.contiguous_format)
+    def compute(self, rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """One layer.
+
+        Args:
+            rows: [n, hidden], n at least `MIN_ROWS`.
+            cos, sin: rotary tables [tokens, dim] of the step's tokens, the first of the rows.
+        """
+        num, ops, heads = len(cos), self._ops, self._heads
+        rotated = heads + self._kv_heads
+        qkv = self._qkv.linear(ops.norm(rows, self._norms[0])).view(len(rows), -1, self._dim)
+        turned = qkv[:num, :rotated]
+        if self._head_norms[0] is not None:
+            parts = zip((turned[:, :heads], turned[:, heads:]), self._head_norms, strict=True)
+            turned = torch.cat([ops.norm(part, norm) for part, norm in parts], 1)
+        turned = ops.rotate(turned, cos, sin)
+        attended = qkv.new_zeros((len(rows), heads, self._dim))
         self._attention.attend(
             self._index,
-            rotated[:num, :heads],
-            rotated[:num, heads:],
-            qkv[:num, heads + kv_heads :],
-            Score(self._scale, window=window_of(attention_mask)),
+            turned[:, :heads],
+            turned[:, heads:],
+            qkv[:num, rotated:],
+            Score(self._scale, window=self.window),
             attended[:num],
         )
         rows = self._out.add(attended.flatten(1), rows)
-
-        normed = _norm(rows, self.post_attention_layernorm)
+        normed = ops.norm(rows, self._norms[1])
         inner = self._up.multiply(normed, self._gate.silu(normed))
-        return self._down.add(inner, rows).unsqueeze(0)
-
-    def _rotate(
-        self, heads: torch.Tensor, embeddings: tuple[torch.Tensor, torch.Tensor]
-    ) -> torch.Tensor:
-        """Rotary embedding of queries and keys, [rows, heads + kv_heads, dim]."""
-        if self.q_norm is not None and self.k_norm is not None:
-            queries, keys = heads[:, : self._heads], heads[:, self._heads :]
-            heads = torch.cat([_norm(queries, self.q_norm), _norm(keys, self.k_norm)], 1)
-        cos, sin = self._rotation.tables(*embeddings)
-        halves = heads.reshape(*heads.shape[:-1], 2, -1)
-        swapped = halves.flip(-2).view(heads.shape)
-        return torch.addcmul(heads * cos, swapped, sin)
+        return self._down.add(inner, rows)
 
 
-def _norm(rows: torch.Tensor, norm: Any) -> torch.Tensor:
-    return F.rms_norm(rows, norm.weight.shape, norm.weight, norm.variance_epsilon)
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a forward yields, under the names that transformers has for it; [1, n, ...]."""
+
+    last_hidden_state: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
 
 
-def fuse_layers(model: nn.Module, attention: PagedAttention) -> int:
+class FusedModel:
+    """A model whose layers are all fused: its own embedding, rotary tables, norm and output layer,
+    without what transformers does around them at each call.
+
+    Made after the model itself has run once, when its layers know their windows.
+
+    Attributes:
+        base_model: called as this is, it yields hidden states.
+    """
+
+    def __init__(self, model: Any, ops: RowOps) -> None:
+        inner = model.base_model
+        self._embed = inner.get_input_embeddings()
+        self._rotary = inner.rotary_emb
+        self._layers: list[FusedLayer] = list(inner.layers)
+        self._norm = inner.norm
+        self._head = model.get_output_embeddings()
+        self._ops = ops
+        self.base_model = self._hidden
+
+    def __call__(
+        self, *, input_ids: torch.Tensor, logits_to_keep: torch.Tensor, **rest: Any
+    ) -> Output:
+        """Logits at the positions `logits_to_keep` of a row of tokens, [1, n]."""
+        hidden = self._hidden(input_ids=input_ids, **rest).last_hidden_state
+        assert hidden is not None
+        return Output(logits=self._head(hidden[:, logits_to_keep]))
+
+    forward = __call__
+
+    def _hidden(
+        self, *, input_ids: torch.Tensor, position_ids: torch.Tensor, **_unused: Any
+    ) -> Output:
+        embedded = self._embed(input_ids)
+        cos, sin = self._rotary(embedded, position_ids)
+        rows = pad_rows(embedded[0])
+        for layer in self._layers:
+            rows = layer.compute(rows, cos[0], sin[0])
+        return Output(last_hidden_state=self._ops.norm(rows, self._norm).unsqueeze(0))
+
+
+def fuse_layers(model: nn.Module, attention: PagedAttention, ops: RowOps) -> int:
     """Replace the decoder layers that can be fused, in place; returns how many."""
-    rotation = _Rotation()
     found = [
         (parent, name, child)
         for parent in model.modules()
@@ -125,13 +198,19 @@ def fuse_layers(model: nn.Module, attention: PagedAttention) -> int:
         if _can_fuse(child)
     ]
     for parent, name, layer in found:
-        setattr(parent, name, FusedLayer(layer, attention, rotation))
+        setattr(parent, name, FusedLayer(layer, attention, ops))
     return len(found)
 
 
 def has_fused_layers(model: nn.Module) -> bool:
     """Whether `fuse_layers` changed this model."""
     return any(isinstance(layer, FusedLayer) for layer in model.modules())
+
+
+def all_layers_fused(model: Any) -> bool:
+    """Whether `FusedModel` can run it."""
+    layers = getattr(model.base_model, "layers", ())
+    return len(layers) > 0 and all(isinstance(layer, FusedLayer) for layer in layers)
 
 
 def _can_fuse(layer: Any) -> bool:

@@ -131,7 +131,7 @@ class DecodeGraphs:
         found = self._forward(self._ids[:, :rows], self._positions[:, :rows])[0]
         if self._logits is None:
             self._logits = found.new_zeros((self._rows[-1], found.shape[-1]))
-        self._logits[:rows].copy_(found)
+        self._logits[:rows].copy_(found[:rows])  # a layer may have padded them
 
     def _record(self, shape: Hashable, rows: int) -> None:
         try:

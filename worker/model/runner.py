@@ -30,6 +30,11 @@ class ModelRunner:
         self._device = device
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
+    def replace_model(self, model: Any) -> None:
+        """Run another form of the same model from now on."""
+        self._model = model
+        self._keeps = True
+
     @torch.inference_mode()
     def run(self, batch: SequenceOf[Scheduled]) -> list[RowResult]:
         """Compute a step; one result a batch entry."""

@@ -78,10 +78,9 @@ def run(core: EngineCore | GenerateCore, number_of_tokens: Callable[[int], int])
     return list(found.values())
 
 
-def built(folder: Path) -> Built:
-    return build(
-        EngineConfig(model_path=str(folder), dtype="float32"), lambda _text: None, num_threads=1
-    )
+def built(folder: Path, *, native: bool = True) -> Built:
+    config = EngineConfig(model_path=str(folder), dtype="float32", native_kernels=native)
+    return build(config, lambda _text: None, num_threads=1)
 
 
 def tight(made: Built) -> EngineCore:
@@ -93,16 +92,18 @@ def tight(made: Built) -> EngineCore:
     return EngineCore(runner, BlockPool(16, BLOCK_SIZE), max_running=16, max_batch_tokens=23)
 
 
-@pytest.mark.parametrize("name", PAGED)
+@pytest.mark.parametrize(
+    ("name", "native"), [*((name, True) for name in PAGED), ("qwen3", False), ("gemma2", False)]
+)
 def test_16_requests_at_once_give_the_tokens_of_generate(
-    name: str, checkpoint: Callable[[str], Path]
+    name: str, native: bool, checkpoint: Callable[[str], Path]
 ) -> None:
     """Mixed lengths in one batch; then with preemption and prefills cut at 23 tokens a step."""
 
     def number_of_tokens(number: int) -> int:
         return 4 + 2 * number
 
-    made = built(checkpoint(name))
+    made = built(checkpoint(name), native=native)
     expected = reference(checkpoint(name), number_of_tokens)
     assert made.info.engine == "paged"
     assert run(made.core, number_of_tokens) == expected
