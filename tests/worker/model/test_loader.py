@@ -146,8 +146,13 @@ async def test_the_engine_process_serves_aborts_and_dies_loudly(
 
         async def run(job_id: str) -> list[int]:
             params = SequenceParams(max_tokens=12, temperature=1.0, seed=3)
-            outputs = engine.submit(Job(job_id, [5, 6, 7], params))
-            return [token async for output in outputs for token in getattr(output, "ids", [])]
+            taken = engine.submit(Job(job_id, [5, 6, 7], params))
+            return [
+                token
+                async for outputs in taken
+                for output in outputs
+                for token in getattr(output, "ids", [])
+            ]
 
         together = await asyncio.gather(*(run(f"same-{number}") for number in range(4)))
         assert len(together[0]) == 12
@@ -155,7 +160,7 @@ async def test_the_engine_process_serves_aborts_and_dies_loudly(
         assert len((await engine.embed([[5, 6, 7]]))[0]) == 64
 
         endless = engine.submit(Job("endless", [5, 6, 7], SequenceParams(max_tokens=400)))
-        assert isinstance(await anext(endless), StepOutput)
+        assert isinstance((await anext(endless))[0], StepOutput)
         await endless.aclose()
         async with asyncio.timeout(5):
             while engine.load().busy:  # noqa: ASYNC110  # the load has no event
