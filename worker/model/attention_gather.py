@@ -68,17 +68,22 @@ class _Chunk:
 
 @dataclass(slots=True)
 class StepPlan:
-    """What a step's flat row holds; index tensors are made once a step, not once a layer."""
+    """What a step's flat row holds; index tensors are made once a step, not once a layer.
+
+    Args:
+        rows_below: prefill chunks whose scores are fewer go with the decode rows.
+    """
 
     spans: Sequence[Span]
     block_size: int
+    rows_below: int = 0
     slots: torch.Tensor | None = None
-    has_decodes: bool = False
+    has_rows: bool = False
     _chunk_lists: dict[tuple[object, ...], list[_Chunk]] = field(default_factory=dict)
     _group_lists: dict[tuple[object, ...], list[_DecodeGroup]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.has_decodes = any(span.is_decode for span in self.spans)
+        self.has_rows = any(map(self.goes_by_rows, self.spans))
         if self.spans and self.spans[0].blocks:
             size = self.block_size
             self.slots = torch.tensor(
@@ -88,6 +93,10 @@ class StepPlan:
                     for pos in range(span.start, span.end)
                 ]
             )
+
+    def goes_by_rows(self, span: Span) -> bool:
+        """Whether each of its tokens is attended alone, as decode rows are."""
+        return span.is_decode or (bool(span.blocks) and span.length * span.end < self.rows_below)
 
     def chunks(self, window: int | None, device: torch.device, dtype: torch.dtype) -> list[_Chunk]:
         """Prefill chunks, for a layer of this kind."""
@@ -111,7 +120,7 @@ class StepPlan:
         chunks: list[_Chunk] = []
         offset = 0
         for span in self.spans:
-            if not span.is_decode:
+            if not self.goes_by_rows(span):
                 chunks.append(self._chunk(span, slice(offset, offset + span.length), window))
             offset += span.length
         return chunks
@@ -224,8 +233,8 @@ class GatherAttention:
                 keys, values = self._gather(layer, chunk.blocks, 1)
                 keys, values = keys[:, : chunk.held], values[:, : chunk.held]
             out[part] = _attend_chunk(query[part], keys, values, chunk.bias, score)
-        if self._plan.has_decodes:
-            self._attend_decodes(layer, query, score, out)
+        if self._plan.has_rows:
+            self._attend_rows(layer, query, score, out)
 
     def _store(
         self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
@@ -234,7 +243,7 @@ class GatherAttention:
         self._keys[layer].flatten(1, 2).index_copy_(1, slots, key.transpose(0, 1))
         self._values[layer].flatten(1, 2).index_copy_(1, slots, value.transpose(0, 1))
 
-    def _attend_decodes(
+    def _attend_rows(
         self, layer: int, query: torch.Tensor, score: Score, out: torch.Tensor
     ) -> None:
         kv_heads = self._keys[layer].shape[0]

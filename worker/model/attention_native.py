@@ -1,6 +1,5 @@
-"""Paged attention on the CPU with the engine's own kernels: decode rows read their blocks in place.
-
-Prefill chunks go the way of `GatherAttention`.
+"""Paged attention on the CPU with the engine's own kernels: decode rows and small prefill chunks
+read their blocks in place. Large chunks go the way of `GatherAttention`.
 """
 
 from __future__ import annotations
@@ -11,13 +10,13 @@ from dataclasses import dataclass
 import torch
 
 from worker.model.attention import LayerShapes, Score, Span
-from worker.model.attention_gather import GatherAttention
+from worker.model.attention_gather import GatherAttention, StepPlan
 from worker.model.kernels import AttendCall, KernelSet
 
 
 @dataclass(frozen=True, slots=True)
-class _DecodeRows:
-    """A step's decode rows as the kernel wants them, int32; kept for as long as `call` is used.
+class _Rows:
+    """Rows that are attended alone, as the kernel wants them, int32; kept while `call` is used.
 
     Attributes:
         rows: [n], where they are in the flat row.
@@ -32,21 +31,24 @@ class _DecodeRows:
     call: AttendCall
 
     @classmethod
-    def of(cls, spans: Sequence[Span], window: int | None, block_size: int) -> _DecodeRows:
-        rows, at = [], 0
-        decodes = [span for span in spans if span.is_decode]
-        for span in spans:
-            if span.is_decode:
-                rows.append(at)
+    def of(cls, plan: StepPlan, window: int | None) -> _Rows:
+        size, at = plan.block_size, 0
+        rows: list[int] = []
+        ends: list[int] = []
+        used: list[Sequence[int]] = []
+        for span in plan.spans:
+            if plan.goes_by_rows(span):
+                rows += range(at, at + span.length)
+                ends += range(span.start + 1, span.end + 1)
+                used += [span.blocks[: -(-span.end // size)]] * span.length
             at += span.length
-        used = [span.blocks[: -(-span.end // block_size)] for span in decodes]
         width = max(map(len, used))
         made = cls(
             rows=_int32(rows),
             table=_int32([[*blocks, *[0] * (width - len(blocks))] for blocks in used]),
-            first=_int32([0 if window is None else max(0, span.end - window) for span in decodes]),
-            end=_int32([span.end for span in decodes]),
-            call=AttendCall(num=len(rows), table_width=width, block_size=block_size),
+            first=_int32([0 if window is None else max(0, end - window) for end in ends]),
+            end=_int32(ends),
+            call=AttendCall(num=len(rows), table_width=width, block_size=size),
         )
         call = made.call
         call.rows, call.table = made.rows.data_ptr(), made.table.data_ptr()
@@ -59,16 +61,22 @@ def _int32(values: Sequence[int] | Sequence[Sequence[int]]) -> torch.Tensor:
 
 
 class NativeAttention(GatherAttention):
-    """`GatherAttention` on the CPU, whose decode rows take no gathering.
+    """`GatherAttention` on the CPU, where single rows take no gathering.
 
     A layer's keys have the shape [kv_heads, num_blocks, head_dim, block_size] here, so that the
     scores of a block are sums over whole vectors.
+
+    Args:
+        rows_below: prefill chunks with fewer scores are faster row by row.
     """
 
-    def __init__(self, kernels: KernelSet, block_size: int = 16) -> None:
+    def __init__(
+        self, kernels: KernelSet, block_size: int = 16, *, rows_below: int = 128 * 128
+    ) -> None:
         super().__init__(block_size)
         self._kernels = kernels
-        self._rows: dict[int | None, _DecodeRows] = {}
+        self._rows_below = rows_below
+        self._rows: dict[int | None, _Rows] = {}
 
     def allocate(self, layers: LayerShapes, num_blocks: int) -> None:
         """Make the pool, with the keys of each block transposed."""
@@ -79,7 +87,7 @@ class NativeAttention(GatherAttention):
 
     def plan(self, spans: Sequence[Span]) -> None:
         """Prepare a step."""
-        super().plan(spans)
+        self._plan = StepPlan(spans, self.block_size, rows_below=self._rows_below)
         self._rows = {}
 
     def _store(
@@ -100,13 +108,11 @@ class NativeAttention(GatherAttention):
             values.index_select(1, blocks).view(*shape, values.shape[3]),
         )
 
-    def _attend_decodes(
+    def _attend_rows(
         self, layer: int, query: torch.Tensor, score: Score, out: torch.Tensor
     ) -> None:
         if score.window not in self._rows:
-            self._rows[score.window] = _DecodeRows.of(
-                self._plan.spans, score.window, self.block_size
-            )
+            self._rows[score.window] = _Rows.of(self._plan, score.window)
         keys, values = self._keys[layer], self._values[layer]
         query = _dense(query)
         call = self._rows[score.window].call

@@ -138,7 +138,7 @@ def build_paged(
     try:
         _probe(loaded, attention, runner, ops)
     except UnsupportedAttention as reason:
-        if ranks is not None or isinstance(attention.backend, GatherAttention):
+        if ranks is not None or not isinstance(attention.backend, VarlenAttention):
             raise
         log.warning("flash attention does not run this model (%s): plain operations do", reason)
         loaded.model.set_attn_implementation(own)

@@ -12,11 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from worker.engine.blocks import BlockPool
+from worker.engine.config import EngineConfig
 from worker.engine.engine import EngineCore
 from worker.engine.protocol import Job, SequenceParams, StepOutput
 from worker.model.attention import AttentionBackend, PagedAttention, Span
 from worker.model.attention_gather import GatherAttention
 from worker.model.attention_varlen import MODES, Mode, VarlenAttention
+from worker.model.build import build
 from worker.model.graphs import ROWS, DecodeGraphs
 from worker.model.overlap import OverlapRunner
 from worker.model.sampler import sample
@@ -161,3 +163,22 @@ def test_a_token_that_few_ranked_ones_cannot_give_comes_late() -> None:
     )
     assert draw.tokens.tolist()[1] == soon.token_id == int(logits[1].argmax())
     assert [choice.token_id for choice in sample(logits, seqs)] == [late.token_id, soon.token_id]
+
+
+def test_an_engine_built_to_overlap_gives_the_same_tokens(folder: Path) -> None:
+    found = []
+    for overlap in ("off", "on"):
+        config = EngineConfig(model_path=str(folder), dtype="float32", overlap=overlap)
+        core = build(config, lambda _text: None, num_threads=1).core
+        assert isinstance(core, EngineCore)
+        assert isinstance(core.runner, OverlapRunner) == (overlap == "on")
+        ids: dict[str, list[int]] = {}
+        for job in jobs(90):
+            core.submit(job)
+            ids[job.job_id] = []
+        while core.has_work:
+            for job_id, output in core.step():
+                assert isinstance(output, StepOutput)
+                ids[job_id] += output.ids
+        found.append(ids)
+    assert found[0] == found[1]
