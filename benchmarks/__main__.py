@@ -113,6 +113,7 @@ def main(
     """
     try:
         peers = parse_peers(peer or [])
+        systems = ["server"] if base_url else ["trireme", "trireme direct", *dict(peers)]
         options = Options(
             workloads=chosen(workload, prompt_words=prompt_words, tokens=tokens),
             clients=_numbers(int, clients),
@@ -122,7 +123,7 @@ def main(
             repeats=repeats,
             run_limit_s=run_limit,
             peers=peers,
-            only=_only(only or [], peers),
+            only=_only(only or [], systems),
             base_url=base_url.rstrip("/"),
             model=model,
             model_path=model_path,
@@ -165,13 +166,12 @@ def _numbers(kind: Callable[[str], Number], text: str) -> list[Number]:
     return found
 
 
-def _only(values: Sequence[str], peers: Sequence[tuple[str, str]]) -> dict[str, frozenset[int]]:
+def _only(values: Sequence[str], systems: Sequence[str]) -> dict[str, frozenset[int]]:
     """`system=1,8` each.
 
     Raises:
         ValueError: for another form, or a system that is not measured.
     """
-    systems = ["trireme", "trireme direct", *(name for name, _ in peers)]
     found = {}
     for value in values:
         name, _, numbers = value.partition("=")

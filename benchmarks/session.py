@@ -101,8 +101,14 @@ class Options:
         )
 
 
-def missing(options: Options) -> str | None:
-    """What will be needed and is not there, in a sentence; said before anything is measured."""
+def objection(options: Options) -> str | None:
+    """What does not go together, or is needed and not there; said before anything is measured."""
+    if options.base_url and options.peers:
+        return "--peer starts servers beside our own stack: it does not go with --base-url."
+    if options.peers and options.engine == "sim" and not options.model_path:
+        return "--peer needs a model to serve: add --model-path, or leave --engine sim."
+    if options.model and not options.base_url:
+        return "--model names a model of --base-url; --model-path says what our stack serves."
     if options.plots and importlib.util.find_spec("matplotlib") is None:
         return "Pictures need matplotlib: pip install 'trireme[bench]', or leave them: --no-plots."
     own = not options.base_url and options.engine != "sim"
@@ -124,7 +130,7 @@ def bench(options: Options, console: Console, command: Sequence[str]) -> int:
     Args:
         command: argv, for the report.
     """
-    if reason := missing(options):
+    if reason := objection(options):
         console.print(reason, style="red", markup=False)
         return 2
 

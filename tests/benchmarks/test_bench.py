@@ -9,11 +9,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from benchmarks.session import Options, objection
 
 
 def bench(root: Path, *flags: str, code: int = 0) -> str:
@@ -168,6 +171,9 @@ def test_failed_requests_are_told_and_make_the_exit_code_1(
         (["--repeats=0"], "repeats"),
         (["--only=vllm=8"], "'vllm' is not measured"),
         (["--engine=sim", "--run-limit=5"], "--run-limit needs a --model-path"),
+        (["--model=m"], "--model names a model of --base-url"),
+        (["--engine=sim", "--peer=vllm=x"], "--peer needs a model"),
+        (["--base-url=http://localhost:1", "--peer=vllm=x"], "does not go with --base-url"),
     ],
 )
 def test_a_bad_flag_is_refused(root: Path, flags: list[str], reason: str) -> None:
@@ -179,3 +185,13 @@ def test_help_shows_the_flags_and_examples(root: Path) -> None:
     assert "trireme bench [OPTIONS]" in text
     assert "--workload" in text
     assert "Examples" in text
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Options(workloads=[], clients=[1], out=Path("x"), work=Path("w"), engine="sim")
+    assert objection(options) is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "pip install 'trireme[bench]'" in (objection(options) or "")
+    plain = replace(options, plots=False)
+    assert objection(plain) is None
+    assert "pip install 'trireme[worker]'" in (objection(replace(plain, engine="paged")) or "")
