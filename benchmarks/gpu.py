@@ -70,7 +70,10 @@ class Ceilings:
 
 @dataclass
 class Row:
-    """One measurement. `share` is the bound of a decode step over its median time."""
+    """One measurement. `share` is the bound of a decode step over its median time.
+
+    Only steps count in which all sequences are decoded.
+    """
 
     shape: str
     system: str
@@ -101,7 +104,7 @@ def main(arguments: list[str] | None = None) -> Report:
     report = Report(_machine(device))
     report.ceilings = _ceilings(device)
     end = time.monotonic() + options.minutes * 60
-    one, many = Load(1, 128, 128), Load(256, 128, 128)
+    one, many = Load(1, 128, 128), Load(256, 128, 256)
     if options.dry_run_cpu:
         one, many = Load(1, 9, 5), Load(3, 9, 5)
     for shape in shapes:
@@ -257,29 +260,36 @@ def _engine(
     steps = _answer(core, "run", _prompts(shape, load), load.new)
     row.total_s = time.perf_counter() - began
     row.tokens_per_s = load.sequences * load.new / row.total_s
-    decode = steps[len(steps) // 4 : -2] or steps
+    row.first_step_ms = 1000 * steps[0][1]
+    decode = [seconds for given, seconds in steps[1:] if given == load.sequences]
+    if not decode:
+        row.note += ", never all sequences in one step"
+        return
     row.step_ms = 1000 * statistics.median(decode)
-    row.first_step_ms = 1000 * steps[0]
     row.bound_ms = 1000 * bound_s(shape, load, model.dtype.itemsize, ceilings)
     row.share = row.bound_ms / row.step_ms
 
 
-def _answer(core: EngineCore, name: str, prompts: list[list[int]], new: int) -> list[float]:
-    """Greedy answers; the seconds of each step that gave tokens."""
+def _answer(
+    core: EngineCore, name: str, prompts: list[list[int]], new: int
+) -> list[tuple[int, float]]:
+    """Greedy answers; of each step that gave tokens how many, and its seconds."""
     params = SequenceParams(max_tokens=new, temperature=0.0)
     for number, prompt in enumerate(prompts):
         core.submit(Job(f"{name} {number}", prompt, params, cache_salt=name))
-    given, seconds, last = 0, [], time.perf_counter()
+    steps: list[tuple[int, float]] = []
+    last = time.perf_counter()
     while core.has_work:
         outputs = core.step()
         now = time.perf_counter()
-        if outputs:
-            seconds.append(now - last)
+        given = sum(len(one.ids) for _job, one in outputs if isinstance(one, StepOutput))
+        if given:
+            steps.append((given, now - last))
             last = now
-        given += sum(len(one.ids) for _job, one in outputs if isinstance(one, StepOutput))
-    if given != len(prompts) * new:
-        raise RuntimeError(f"{given} tokens came, {len(prompts) * new} were asked for")
-    return seconds
+    total = sum(given for given, _seconds in steps)
+    if total != len(prompts) * new:
+        raise RuntimeError(f"{total} tokens came, {len(prompts) * new} were asked for")
+    return steps
 
 
 def bound_s(shape: str, load: Load, itemsize: int, ceilings: Ceilings) -> float:
