@@ -6,7 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import typer
 from rich.console import Console
@@ -23,87 +23,121 @@ Number = TypeVar("Number", int, float)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-@app.command(
-    epilog="Examples: `trireme bench --workload decode,short` starts a stack of its own with a "
-    "model that it makes. `trireme bench --peer vllm=/opt/vllm/bin/python --peer "
-    "llamacpp=/opt/llama/llama-server` measures others beside it. `trireme bench --base-url "
-    "http://localhost:8000` measures a server that runs. `trireme bench --rate 1,2,4` sends "
-    "requests at these rates, whatever becomes of them."
-)
+EXAMPLES = """
+Examples:
+
+trireme bench --workload decode,short
+
+trireme bench --peer vllm=venv/bin/python --peer llamacpp=build/bin/llama-server
+
+trireme bench --base-url http://localhost:8000 --clients 8
+
+trireme bench --rate 1,2,4 --duration 60
+"""
+
+
+HOW = "How it is measured and shown"
+
+
+def _load(text: str, **more: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel="The load", **more)
+
+
+def _system(text: str, **more: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel="The systems", **more)
+
+
+def _how(text: str, **more: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel=HOW, **more)
+
+
+@app.command(epilog=EXAMPLES.strip())
 def main(
     context: typer.Context,
     workload: Annotated[
-        str, typer.Option(help=f"which loads, a,b: {', '.join(WORKLOADS)}, or all")
+        str, _load(f"which, a,b: {', '.join(WORKLOADS)}, or all", metavar="NAMES")
     ] = "decode",
-    clients: Annotated[str, typer.Option(help="closed loop: numbers of clients")] = "1,8,16,32",
+    clients: Annotated[
+        str, _load("closed loop: numbers of clients", metavar="NUMBERS")
+    ] = "1,8,16,32",
     rate: Annotated[
-        str, typer.Option(help="open loop instead: requests a second, such as 1,2,4")
+        str, _load("open loop instead: requests a second, such as 1,2,4", metavar="NUMBERS")
     ] = "",
-    duration: Annotated[float, typer.Option(min=0.1, help="seconds of each open loop")] = 30.0,
+    duration: Annotated[
+        float, _load("seconds of each open loop", min=0.1, metavar="SECONDS")
+    ] = 30.0,
     prompt_words: Annotated[
-        int, typer.Option(min=0, help="words of each prompt; 0 leaves it to the workload")
+        int, _load("words of each prompt; 0 leaves it to the workload", min=0, metavar="N")
     ] = 0,
     tokens: Annotated[
-        int, typer.Option(min=0, help="tokens of each answer; 0 leaves it to the workload")
+        int, _load("tokens of each answer; 0 leaves it to the workload", min=0, metavar="N")
     ] = 0,
-    requests_per_client: Annotated[int, typer.Option(min=1)] = 2,
-    repeats: Annotated[int, typer.Option(min=1, help="3 or more for figures to report")] = 3,
-    run_limit: Annotated[
-        float,
-        typer.Option(min=0, help="cut runs of a closed loop off after so many seconds; 0: never"),
+    requests_per_client: Annotated[
+        int, _load("closed loop: one after the other", min=1, metavar="N")
+    ] = 2,
+    temperature: Annotated[
+        float, _load("0 is the likeliest answer", min=0, max=2, metavar="NUMBER")
     ] = 0.0,
+    endpoint: Annotated[
+        Endpoint, _load(f"route: {', '.join(get_args(Endpoint))}", metavar="ROUTE")
+    ] = "chat",
+    seed: Annotated[
+        int | None,
+        _load("of prompts and arrivals (default: a new one, that the report names)", metavar="N"),
+    ] = None,
     peer: Annotated[
         list[str] | None,
-        typer.Option(
+        _system(
+            "also vllm=PATH/python, fastchat=PATH/python, llamacpp=PATH or URL; repeatable",
             metavar="NAME=WHERE",
-            help="also vllm=PATH/python, fastchat=PATH/python, llamacpp=PATH or URL; repeatable",
         ),
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="SYSTEM=CLIENTS",
-            help="measure a slow system at these numbers of clients alone: fastchat=1,8",
+        _system(
+            "measure a slow system at these numbers of clients alone: fastchat=1,8",
+            metavar="SYSTEM=N,N",
         ),
     ] = None,
     base_url: Annotated[
-        str, typer.Option(help="measure this server alone; empty starts a stack of its own")
+        str, _system("measure this server alone; empty starts a stack of our own", metavar="URL")
     ] = "",
     model: Annotated[
-        str, typer.Option(help="model name for --base-url; empty takes the first listed")
+        str, _system("model of --base-url; empty takes the first listed", metavar="NAME")
+    ] = "",
+    api_key: Annotated[
+        str,
+        _system("for --base-url", envvar="OPENAI_API_KEY", show_default=False, metavar="KEY"),
     ] = "",
     model_path: Annotated[
-        str, typer.Option(help="model folder for the own stack; empty makes one of --size")
+        str, _system("model of our stack; empty makes one of --size", metavar="FOLDER")
     ] = "",
     size: Annotated[
-        str, typer.Option(help=f"model to make for the own stack: {', '.join(SIZES)}")
+        str, _system(f"model to make for our stack: {', '.join(SIZES)}", metavar="NAME")
     ] = "400m",
     engine: Annotated[
-        str, typer.Option(help="engine of the own stack; sim needs no model, and shows the rest")
+        str, _system("of our stack; sim needs no model, and shows the rest", metavar="NAME")
     ] = "paged",
-    worker_args: Annotated[str, typer.Option(help="more flags for the own stack's worker")] = "",
-    direct: Annotated[
-        bool, typer.Option(help="also past our gateway, straight to the worker")
-    ] = True,
-    pause: Annotated[
-        bool, typer.Option(help="stop the processes of all systems but the one measured")
-    ] = True,
-    bound: Annotated[
-        bool, typer.Option(help="time the model's matrix products alone, as a bound (CPU)")
-    ] = True,
-    plots: Annotated[bool, typer.Option(help="draw pictures, PNG and SVG")] = True,
-    cpu: Annotated[bool, typer.Option("--cpu", help="show the systems' CPU time too")] = False,
-    endpoint: Annotated[
-        Endpoint, typer.Option(help="route, of OpenAI-compatible servers")
-    ] = "chat",
-    temperature: Annotated[float, typer.Option(min=0, max=2)] = 0.0,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="of prompts and arrivals (default: a new one, that the report names)"),
-    ] = None,
-    api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", show_default=False)] = "",
+    worker_args: Annotated[str, _system("more flags for our worker", metavar="FLAGS")] = "",
+    direct: Annotated[bool, _system("also past our gateway, straight to the worker")] = True,
+    repeats: Annotated[int, _how("3 or more for figures to report", min=1, metavar="N")] = 3,
+    run_limit: Annotated[
+        float,
+        _how(
+            "cut runs of a closed loop off after so many seconds; 0: never",
+            min=0,
+            metavar="SECONDS",
+        ),
+    ] = 0.0,
+    pause: Annotated[bool, _how("stop the processes of all systems but the one measured")] = True,
+    bound: Annotated[bool, _how("time the model's matrix products alone, as a bound (CPU)")] = True,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="show the systems' CPU time too", rich_help_panel=HOW)
+    ] = False,
+    plots: Annotated[bool, _how("draw pictures, PNG and SVG")] = True,
     out: Annotated[
-        Path, typer.Option(help="JSON file for all runs; tables and pictures go beside it")
+        Path,
+        _how("JSON file for all runs; tables and pictures go beside it", metavar="FILE"),
     ] = WORK / "bench.json",
 ) -> None:
     """Measure tokens a second and latencies of Trireme, and of other servers beside it.
@@ -138,7 +172,7 @@ def main(
             endpoint=endpoint,
             temperature=temperature,
             seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
-            api_key=api_key,
+            api_key=api_key if base_url else "",  # a key for elsewhere is not for our own stack
             out=out,
             work=WORK,
         )
