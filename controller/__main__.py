@@ -19,7 +19,8 @@ def main() -> None:
     configure_logging("controller", settings.log_level, settings.log_format)
     listener = bind(settings, "python -m controller")
     app = create_app(settings)
-    sys.exit(run(app, settings, listener, drain=app.state.drain))
+    # whether a worker may be relayed to depends on where its registration came from
+    sys.exit(run(app, settings, listener, drain=app.state.drain, proxy_headers=True))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ from protocol.framing import sse
 from protocol.generation import Delta, Done, Event, FinishReason, Prompt, Started
 from protocol.openai import StreamOptions
 
-
 _MARK: Final = "\ue000 the text \ue000"
 """A text that is nothing else in a frame."""
 

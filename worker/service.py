@@ -30,6 +30,7 @@ from protocol.generation import (
 )
 from worker.checks import NATIVE, Manner, Plan, plan
 from worker.embedding import chunked, finished, to_base64
+from worker.engine.outputs import Output
 from worker.engine.protocol import Job, PromptOutput, StepOutput
 from worker.metrics import Metrics
 from worker.runtime import Ready, Runtime
@@ -259,7 +260,8 @@ class _Run:
         self._arrived = arrived
         self._choices = [Choice(i, ready.text.tokenizer, made.text) for i in range(job.n)]
         self._unfinished = job.n
-        self._last_token_at = [0.0] * job.n
+        self._last_token_at: list[float | None] = [None] * job.n
+        self._began = False
         self._cached_tokens = 0
         self._metrics.prompt_tokens.inc(len(prompt.ids))
 
@@ -278,7 +280,7 @@ class _Run:
                     for piece in self._prompt_events(outputs[0]):
                         yield [piece]
                         await asyncio.sleep(0)
-                events = self._deltas([each for each in outputs if isinstance(each, StepOutput)])
+                events = self._deltas(outputs)
                 if not self._unfinished:
                     yield [*events, self._done()]
                     return
@@ -286,23 +288,26 @@ class _Run:
                     yield events
         raise TriremeError("engine_dead", "The engine ended a request too early.")
 
-    def _deltas(self, outputs: Sequence[StepOutput]) -> list[Event]:
-        """What these outputs give; the time since the last ones is shared by their tokens."""
+    def _deltas(self, outputs: Sequence[Output]) -> list[Event]:
+        """What these outputs give."""
         deltas: list[Event] = []
-        fresh = [0] * len(self._choices)
+        fresh: dict[int, int] = {}
         for output in outputs:
-            choice = self._choices[output.index]
+            if isinstance(output, PromptOutput):
+                continue
+            index = output.index
+            choice = self._choices[index]
             if choice.finish is not None:
                 continue
             before = choice.num_tokens
             delta = choice.feed(output)
-            if output.index == 0:  # the other choices find the prompt that this one computed
-                self._cached_tokens = output.cached_tokens
-            fresh[output.index] += choice.num_tokens - before
-            if choice.finish is not None:
-                self._finish(choice, choice.finish, output)
             if delta is not None:
                 deltas.append(delta)
+            if index == 0:  # the other choices find the prompt that this one computed
+                self._cached_tokens = output.cached_tokens
+            fresh[index] = fresh.get(index, 0) + choice.num_tokens - before
+            if choice.finish is not None:
+                self._finish(choice, choice.finish, output)
         self._observe(fresh)
         return deltas
 
@@ -333,19 +338,18 @@ class _Run:
             logprobs = [readable(raw, tokenizer) for raw in output.logprobs[piece]]
             yield Prompt(ids[piece], "" if at else text, logprobs)
 
-    def _observe(self, fresh: Sequence[int]) -> None:
-        """Count new tokens, so many for each choice."""
+    def _observe(self, fresh: Mapping[int, int]) -> None:
+        """Count new tokens by choice; they share the time since the choice's last ones."""
         now = time.monotonic()
-        for index, tokens in enumerate(fresh):
-            if not tokens:
-                continue
+        for index, tokens in fresh.items():
             last = self._last_token_at[index]
-            if last:
+            if last is not None:
                 self._metrics.inter_token_s.observe((now - last) / tokens, tokens)
-            elif not any(self._last_token_at):
+            elif not self._began:
+                self._began = True
                 self._metrics.first_token_s.observe(now - self._arrived)
             self._last_token_at[index] = now
-        self._metrics.generation_tokens.inc(sum(fresh))
+            self._metrics.generation_tokens.inc(tokens)
 
 
 def _hold_s(request: GenerateRequest, made: Plan) -> float:

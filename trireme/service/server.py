@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import socket
 import sys
@@ -60,6 +61,12 @@ class _Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # what the start has made stays for good: no collection need look at it again
+        gc.collect()
+        gc.freeze()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         hang_up = asyncio.create_task(self._hang_up())
@@ -132,6 +139,7 @@ def run(
     drain: Callable[[], Awaitable[None]] | None = None,
     grace_s: float = 30.0,
     exit_request: ExitRequest | None = None,
+    proxy_headers: bool = False,
 ) -> int:
     """Serve `app` on `listener` until a signal; returns the exit code.
 
@@ -140,6 +148,8 @@ def run(
             bounded in time itself.
         grace_s: seconds that running requests get after the drain before they are cut.
         exit_request: how the app asks for an exit code of its own.
+        proxy_headers: whether a proxy on this machine may say by `X-Forwarded-For` whom it serves;
+            needed where the peer's address decides something.
     """
     config = uvicorn.Config(
         app,
@@ -147,6 +157,7 @@ def run(
         access_log=False,
         lifespan="on",
         server_header=False,
+        proxy_headers=proxy_headers,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(grace_s),
         h11_max_incomplete_event_size=64 * 1024,

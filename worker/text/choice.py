@@ -68,11 +68,15 @@ class Choice:
         if self.finish is not None:
             return None
         first = self.num_tokens == 0
-        last = len(output.ids) - 1
+        # the token that ended the choice is no text, unless that was asked for
+        hidden = output.stop_token is not None and not self._options.include_stop
+        shown = len(output.ids) - hidden
         for i, token_id in enumerate(output.ids):
-            ends = i == last and output.stop_token is not None
-            self._take(token_id, output.logprobs[i] if output.logprobs else None)
-            if not ends or self._options.include_stop:
+            self.num_tokens += 1
+            self._ids.append(token_id)
+            if output.logprobs:
+                self._take_logprob(output.logprobs[i])
+            if i < shown:
                 self._show(self._stream.step(token_id))
             if self.finish is not None:
                 break
@@ -82,24 +86,20 @@ class Choice:
             return None
         return self._delta()
 
-    def _take(self, token_id: int, logprob: RawLogprob | None) -> None:
-        self.num_tokens += 1
-        self._ids.append(token_id)
-        if logprob is not None:
-            self._logprobs = self._logprobs or []
-            self._logprobs.append(readable(logprob, self._tokenizer))
+    def _take_logprob(self, logprob: RawLogprob) -> None:
+        self._logprobs = self._logprobs or []
+        self._logprobs.append(readable(logprob, self._tokenizer))
 
     def _show(self, piece: str) -> None:
-        if self.num_tokens < self._options.min_tokens:
-            self._texts.append(piece)
-            return
-        shown = self._matcher.feed(piece)
-        if isinstance(shown, Match):
-            self._texts.append(shown.text)
-            self.finish, self._stop_reason = "stop", shown.stop
-            self.stopped_by_text = True
-        else:
-            self._texts.append(shown)
+        if self.num_tokens >= self._options.min_tokens:
+            found = self._matcher.feed(piece)
+            if isinstance(found, Match):
+                piece = found.text
+                self.finish, self._stop_reason = "stop", found.stop
+                self.stopped_by_text = True
+            else:
+                piece = found
+        self._texts.append(piece)
 
     def _end(self, output: StepOutput) -> None:
         self._show(self._stream.finish())

@@ -28,11 +28,12 @@ class StopMatcher:
     def __init__(self, stops: Sequence[str], *, include_stop: bool = False) -> None:
         self._stops = tuple(dict.fromkeys(stops))
         self._include = include_stop
+        self._first_chars = frozenset(stop[0] for stop in self._stops)
         self._held = ""
 
     def feed(self, piece: str) -> str | Match:
         """Text that is certain now, or the match that ends the text."""
-        if not self._stops:
+        if not self._held and self._first_chars.isdisjoint(piece):
             return piece
         text = self._held + piece
         found = [(at + len(stop), at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]

@@ -29,6 +29,7 @@ WORDS = tuple(
     winter wolf wonder yellow zephyr
     """.split()
 )
+_SPACED_WORDS = tuple(f" {word}" for word in WORDS)
 
 
 class WordTokenizer:
@@ -83,6 +84,8 @@ class WordStream:
 
     def step(self, token_id: int) -> str:
         """The text that this token completes."""
+        if token_id >= FIRST_WORD_ID and not self._decoder.getstate()[0]:
+            return _SPACED_WORDS[token_id - FIRST_WORD_ID]
         return self._decoder.decode(self._tokenizer._bytes(token_id, self._skip))
 
     def finish(self) -> str:
