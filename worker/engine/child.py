@@ -122,7 +122,8 @@ def _embedded(call_id: int, result: Vectors | Exception) -> pipe.Embedded:
 
 
 def _read(channel: socket.socket, inbox: queue.SimpleQueue[Any]) -> None:
-    with channel.makefile("rb") as lines:
+    # a process that ends without having read everything resets the connection
+    with contextlib.suppress(ConnectionError), channel.makefile("rb") as lines:
         for line in lines:
             inbox.put(pipe.decode_to_engine(line))
     os._exit(0)

@@ -84,7 +84,7 @@ class Order:
 
 def orders(channel: socket.socket) -> Iterator[Order]:
     """The orders that come over `channel`, until it ends."""
-    with channel.makefile("rb") as frames:
+    with contextlib.suppress(ConnectionError), channel.makefile("rb") as frames:
         while len(head := frames.read(_LENGTH.size)) == _LENGTH.size:
             (length,) = _LENGTH.unpack(head)
             frame = frames.read(length)
@@ -117,6 +117,7 @@ class Ranks:
         self._closing = False
         self._channels: list[socket.socket] = []
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._watches: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
         for rank in range(1, self.size):
@@ -132,6 +133,7 @@ class Ranks:
             self._processes.append(process)
             watch = threading.Thread(target=self._watch, args=(rank, ours, process), daemon=True)
             watch.start()
+            self._watches.append(watch)
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -146,6 +148,11 @@ class Ranks:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        for watch in self._watches:
+            watch.join()
+        for channel in self._channels:
+            channel.close()
+        self.listener.close()
 
     def send(self, order: Order) -> None:
         """Have every other rank carry out `order`."""

@@ -1,12 +1,14 @@
-"""Orders to the ranks of a tensor-parallel engine: what is sent is what arrives."""
+"""Orders to the ranks of a tensor-parallel engine arrive as sent; a rank's end is told of."""
 
 from __future__ import annotations
 
+import queue
 import socket
 
+import psutil
 import pytest
 
-from worker.engine.ranks import Kind, Order, orders
+from worker.engine.ranks import Kind, Order, Ranks, orders
 
 STEP = Order(
     Kind.LOGITS,
@@ -34,3 +36,12 @@ def test_an_order_that_is_cut_off_is_not_carried_out() -> None:
         ours.sendall(STEP.encode()[:-1])
         ours.shutdown(socket.SHUT_WR)
         assert list(orders(theirs)) == []
+
+
+def test_a_rank_that_ends_is_told_of() -> None:
+    """One that is told nonsense ends at once; leaving ends those that still run."""
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    with Ranks(2, 1, "nonsense", told.put):
+        assert told.get(timeout=30) == "rank 1 of the engine ended (exit code 1)"
+    children = psutil.Process().children()
+    assert not [child for child in children if "worker.model.rank" in child.cmdline()]

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from worker.engine import pipe
 from worker.engine.config import EngineConfig
-from worker.engine.protocol import Job, ModelLoadError, PromptOutput, SequenceParams
+from worker.engine.protocol import EngineInfo, Job, ModelLoadError, PromptOutput, SequenceParams
 from worker.model.build import build
 from worker.model.loader import load_model
 
@@ -67,10 +67,12 @@ class TwoRanks:
             )
         self._channel = ours
         self._file = ours.makefile("rwb")
+
+    def wait_ready(self) -> EngineInfo:
         while isinstance(message := self.receive(), pipe.Progress):
             pass
         assert isinstance(message, pipe.Ready), message
-        self.info = message.info
+        return message.info
 
     def send(self, message: Any) -> None:
         self._file.write(pipe.encode(message))
@@ -148,10 +150,11 @@ def test_two_ranks_give_the_tokens_of_one_process_and_of_generate(
 
     engine = TwoRanks(folder)
     try:
+        info = engine.wait_ready()
         [rank] = engine.ranks()
-        assert engine.info.engine == "paged"
-        assert engine.info.kv_blocks == 20
-        assert engine.info.weights_digest != one.info.weights_digest
+        assert info.engine == "paged"
+        assert info.kv_blocks == 20
+        assert info.weights_digest != one.info.weights_digest
 
         jobs = [Job(str(number), text, greedy(number)) for number, text in enumerate(texts)]
         tokens, _scores = engine.run(jobs)
