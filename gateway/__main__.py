@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 
-from gateway.config import GatewaySettings
+from gateway.config import SUMMED_GAUGES, GatewaySettings
 from trireme.service.settings import is_loopback, load_settings
 
 log = logging.getLogger(__name__)
@@ -14,7 +15,6 @@ log = logging.getLogger(__name__)
 def main() -> int:
     """Serve until a signal; returns the exit code (0 clean, 2 bad arguments, 4 port taken)."""
     settings = load_settings(GatewaySettings)
-    from gateway.app import create_app
     from trireme.service.logs import configure_logging
     from trireme.service.server import bind, run
 
@@ -22,8 +22,21 @@ def main() -> int:
     listener = bind(settings, "python -m gateway")
     if not is_loopback(settings.host) and not settings.accepted_keys():
         log.warning("no API keys are set: everybody who reaches %s may use it", settings.host)
+    if settings.processes > 1:
+        return _several(settings, listener)
+    from gateway.app import create_app
+
     app = create_app(settings)
     return run(app, settings, listener, drain=app.state.drain, grace_s=settings.drain_grace_s)
+
+
+def _several(settings: GatewaySettings, listener: socket.socket) -> int:
+    from trireme.service.processes import Parent, python
+
+    def command(listener_fd: int, control_fd: int) -> list[str]:
+        return python("gateway.process", str(listener_fd), str(control_fd), *sys.argv[1:])
+
+    return Parent(command, listener, settings.processes, SUMMED_GAUGES).run()
 
 
 if __name__ == "__main__":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from random import Random
 from time import monotonic
+from typing import Final
 
 from fastapi import FastAPI, Request, Response
 from starlette.middleware.cors import CORSMiddleware
@@ -34,18 +35,31 @@ from protocol.errors import quoted
 from protocol.fleet import WorkerRecord
 from trireme.service.auth import TokenSet
 from trireme.service.health import HEALTH_PATHS, health_router
+from trireme.service.processes import Sibling
+from trireme.service.scrapes import Shown, shown
 from trireme.service.shortcut import Shortcut
 
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: GatewaySettings) -> FastAPI:
-    """The gateway's ASGI app; `app.state.drain` is awaited before it stops."""
+FIRST_ANSWER_S: Final = 1.0
+"""One of several processes waits so long for a controller before it takes requests."""
+
+
+def create_app(
+    settings: GatewaySettings, join: Callable[[Callable[[], Shown]], Sibling] | None = None
+) -> FastAPI:
+    """The gateway's ASGI app; `app.state.drain` is awaited before it stops.
+
+    Args:
+        join: for one of several processes: given what tells its metrics, the line to its parent.
+    """
     view = FleetView(settings.controller_address)
     breakers = Breakers()
     metrics = GatewayMetrics()
     metrics.show_fleet(lambda: view.snapshot, lambda: breakers.states(monotonic()))
     keys = TokenSet(settings.accepted_keys())
+    sibling = join(lambda: shown(metrics.registry)) if join is not None else None
     draining = False
 
     @asynccontextmanager
@@ -80,8 +94,13 @@ def create_app(settings: GatewaySettings) -> FastAPI:
             )
             watch.start()
             try:
+                if sibling is not None:
+                    await watch.first_answer(FIRST_ANSWER_S)
+                    await sibling.start()
                 yield
             finally:
+                if sibling is not None:
+                    await sibling.stop()
                 await watch.stop()
                 pool.close()
 
@@ -107,7 +126,11 @@ def create_app(settings: GatewaySettings) -> FastAPI:
         title="Trireme gateway", version=__version__, lifespan=lifespan, redirect_slashes=False
     )
     app.state.drain = drain
-    app.include_router(health_router("gateway", not_ready, metrics.registry))
+    app.include_router(
+        health_router(
+            "gateway", not_ready, metrics.registry, sibling.metrics if sibling is not None else None
+        )
+    )
     for router in ROUTERS:
         app.include_router(router)
     install_error_handlers(app)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
 from gateway.routing import POLICIES
 from trireme.service.settings import Strings, TierSettings, settings_config
+
+SUMMED_GAUGES: Final = ("trireme_gateway_requests_in_flight",)
+"""Gauges of which each of several processes has its own share."""
 
 
 def _base_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
@@ -34,6 +37,9 @@ class GatewaySettings(TierSettings):
     model_config = settings_config("gateway")
 
     port: int = Field(8000, ge=0, le=65535, description="port to bind; 0 takes a free one")
+    processes: int = Field(
+        1, ge=1, le=128, description="processes that share the port, one core's work each"
+    )
     controller_address: Annotated[Strings, AfterValidator(_base_urls)] = Field(
         ("http://localhost:21001",), description="controllers whose fleets are merged, a,b"
     )

@@ -55,11 +55,18 @@ class FleetWatch:
         self._changed = changed
         self._tasks: list[asyncio.Task[None]] = []
         self._random = Random()
+        self._heard = asyncio.Event()
 
     def start(self) -> None:
         """Begin to poll; needs a running loop."""
         loops = [self._follow(controller) for controller in self._controllers]
         self._tasks = [asyncio.create_task(loop) for loop in [*loops, self._probe_suspects()]]
+
+    async def first_answer(self, timeout_s: float) -> None:
+        """Return when a controller has answered, or after that time."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._heard.wait()
 
     async def stop(self) -> None:
         """End all tasks and wait for them."""
@@ -85,6 +92,7 @@ class FleetWatch:
             backoff_s = FIRST_BACKOFF_S
             self._view.observe(controller, last, monotonic())
             self._changed()
+            self._heard.set()
             await asyncio.sleep(MIN_GAP_S)
 
     async def _poll(self, controller: str, last: FleetSnapshot | None) -> FleetSnapshot:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
@@ -17,7 +18,10 @@ HEALTH_PATHS = frozenset(
 
 
 def health_router(
-    tier: str, not_ready: Callable[[], str | None], metrics: CollectorRegistry
+    tier: str,
+    not_ready: Callable[[], str | None],
+    metrics: CollectorRegistry,
+    of_all: Callable[[], Awaitable[bytes]] | None = None,
 ) -> APIRouter:
     """Routes `/health`, `/healthz`, `/livez`, `/ping` (alive), `/readyz`, `/version`, `/metrics`.
 
@@ -26,6 +30,7 @@ def health_router(
         not_ready: the reason why the tier cannot serve now, or None when it can; `/readyz`
             answers 503 with the reason.
         metrics: what `/metrics` shows, in Prometheus' text format.
+        of_all: gives that text instead, where this is one of several processes.
     """
     router = APIRouter(tags=["health"])
 
@@ -49,7 +54,14 @@ def health_router(
         return {"tier": tier, "version": __version__}
 
     @router.get("/metrics")
-    def show_metrics() -> Response:
-        return Response(generate_latest(metrics), media_type=CONTENT_TYPE_LATEST)
+    async def show_metrics() -> Response:
+        if of_all is None:
+            text = await asyncio.to_thread(generate_latest, metrics)
+        else:
+            try:
+                text = await of_all()
+            except TimeoutError:
+                return JSONResponse({"reason": "the parent process is silent"}, status_code=503)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     return router
