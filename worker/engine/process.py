@@ -189,8 +189,14 @@ class EngineProcess:
         except (ValidationError, ConnectionError, ValueError) as error:
             reason = f"the engine process sent nonsense: {type(error).__name__}"
         assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
+        if not reason:
+            # it is ending by itself: a kill now could take its exit code from asyncio's watcher
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._process.wait()
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
         code = await self._process.wait()
         self._die(reason or f"the engine process ended ({_ending(code)})")
 
