@@ -125,6 +125,7 @@ class EngineCore:
         pool: KV blocks.
         max_running, max_batch_tokens: bounds of a step.
         overlap: whether to launch a step before the one before has ended; takes a `Launcher`.
+        least_prefill: prompt tokens that a step always takes beside its decodes.
         clock: seconds, monotonic.
     """
 
@@ -136,6 +137,7 @@ class EngineCore:
         max_running: int,
         max_batch_tokens: int,
         overlap: bool = False,
+        least_prefill: int = 16,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.runner = runner
@@ -154,7 +156,7 @@ class EngineCore:
         self._generation_tokens = 0
         self._prefill_rate = Rate()
         self._decode_rate = Rate()
-        self._pace = PrefillPace()
+        self._pace = PrefillPace(least=least_prefill)
 
     @property
     def has_work(self) -> bool:

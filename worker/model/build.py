@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 import torch
@@ -42,6 +42,8 @@ from worker.model.runner import ModelRunner
 log = logging.getLogger(__name__)
 
 _PROBE_TOKENS: Final = 12
+_LEAST_PREFILL_CPU: Final = 16
+_LEAST_PREFILL_GPU: Final = 512  # fewer take as long: the weights are read once either way
 _SMALL_BYTES: Final = 32 * 1024**2
 
 Embed: TypeAlias = Callable[[list[list[int]]], list[list[float]]]
@@ -89,6 +91,10 @@ def build(
                 raise ModelLoadError(
                     f"--tensor-parallel-size: the paged engine cannot run this model: {reason}"
                 ) from reason
+            if config.native_kernels and has_fused_layers(loaded.model):
+                log.warning("the CPU kernels do not run this model (%s): going without", reason)
+                plain = replace(config, native_kernels=False)
+                return build(plain, report, num_threads=num_threads)
             log.warning("the paged engine cannot run this model (%s): using generate", reason)
             if has_fused_layers(loaded.model):
                 loaded = load_model(config, report)  # such layers know no other attention
@@ -168,6 +174,7 @@ def build_paged(
         max_running=max_running,
         max_batch_tokens=max_batch_tokens,
         overlap=overlap,
+        least_prefill=_LEAST_PREFILL_CPU if on_cpu else _LEAST_PREFILL_GPU,
     )
     info = _info(
         "paged",

@@ -17,6 +17,7 @@ from worker.engine.protocol import Job, SequenceParams, StepOutput
 from worker.model.attention_choice import GATHER_BLOCK_SIZE as BLOCK_SIZE
 from worker.model.build import Built, build
 from worker.model.generate import GenerateCore
+from worker.model.kernels import Kernels
 
 PAGED = [
     "llama",
@@ -111,6 +112,16 @@ def test_16_requests_at_once_give_the_tokens_of_generate(
     assert run(small, number_of_tokens) == expected
     assert small.load().preemptions > 0
     assert small.load().kv_free == 1.0
+
+
+def test_kernels_that_compute_nonsense_are_found_and_not_used(
+    checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a compiler's fault would make them."""
+    monkeypatch.setattr(Kernels, "rotate", lambda *_arguments: None)
+    made = built(checkpoint("qwen2"))
+    assert made.info.engine == "paged"
+    assert run(made.core, lambda _number: 6) == reference(checkpoint("qwen2"), lambda _number: 6)
 
 
 @pytest.mark.parametrize("name", ["t5", "mamba"])
