@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.gateway_load import Load, Spec
-from benchmarks.gateway_systems import Stack, Way, body_text, our_stack
+from benchmarks.gateway_systems import Stack, Way, body_text, our_stack, peer_ways
 from benchmarks.machine import machine
 
 WORK: Final = Path(".trireme/bench")
@@ -107,7 +107,7 @@ def measure(way: Way, work: Work, seconds: float, warm_s: float = 1.0) -> Load:
         body=body_text(way, work.tokens, work.stream),
         mark=way.mark,
         end=way.end if work.stream else way.whole_end,
-        pieces=work.tokens if work.stream or not way.gateway else 1,
+        pieces=_pieces(way, work),
         clients=work.clients,
         seconds=seconds,
         warm_s=warm_s,
@@ -122,6 +122,12 @@ def measure(way: Way, work: Work, seconds: float, warm_s: float = 1.0) -> Load:
         timeout=seconds + warm_s + 120,
     )
     return Load(**json.loads(done.stdout))
+
+
+def _pieces(way: Way, work: Work) -> int:
+    if not way.exact:
+        return 0
+    return work.tokens if work.stream or not way.gateway else 1
 
 
 def in_turn(ways: Sequence[Way], work: Work, repeats: int, seconds: float) -> dict[str, list[Load]]:
@@ -231,6 +237,10 @@ def main(
     seconds: Annotated[float, typer.Option(min=0.1, help="counted seconds of each run")] = 5.0,
     requests: Annotated[int, typer.Option(min=1, help="requests of `memory`")] = 100_000,
     gateway_args: Annotated[str, typer.Option(help="more flags for the gateway")] = "",
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help="another gateway beside ours: NAME=INTERPRETER; may be repeated"),
+    ] = None,
     before: Annotated[
         str, typer.Option(help="folder of another checkout, whose ways are measured beside these")
     ] = "",
@@ -253,7 +263,8 @@ def main(
                     report["memory"] = memory(stack, requests, clients=32)
                 continue
             work = WORKS[name]
-            runs = _run(work, repeats, seconds, gateway_args.split(), before)
+            peers = dict(one.split("=", 1) for one in peer or ())
+            runs = _run(work, repeats, seconds, gateway_args.split(), before, peers)
             console.print(table(work, runs))
             failed += sum(run.failed for loads in runs.values() for run in loads)
             report["works"][name] = {
@@ -270,15 +281,22 @@ def main(
 
 
 def _run(
-    work: Work, repeats: int, seconds: float, gateway_args: Sequence[str], before: str
+    work: Work,
+    repeats: int,
+    seconds: float,
+    gateway_args: Sequence[str],
+    before: str,
+    peers: Mapping[str, str],
 ) -> dict[str, list[Load]]:
     logs, sim = WORK / "logs", (*work.sim, f"--sim-tokens={work.tokens}")
-    with our_stack(sim, logs, gateway_args) as stack:
-        if not before:
-            return in_turn(stack.ways, work, repeats, seconds)
-        with our_stack(sim, logs / "before", gateway_args, source=before) as old:
-            others = [replace(way, name=f"{way.name} before") for way in old.ways]
-            return in_turn([*stack.ways, *others], work, repeats, seconds)
+    with ExitStack() as running:
+        stack = running.enter_context(our_stack(sim, logs, gateway_args))
+        ways = list(stack.ways)
+        if before:
+            old = running.enter_context(our_stack(sim, logs / "before", source=before))
+            ways += [replace(way, name=f"{way.name} before") for way in old.ways]
+        ways += running.enter_context(peer_ways(peers, stack, work.tokens, logs / "peers"))
+        return in_turn(ways, work, repeats, seconds)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +34,8 @@ class Way:
         gateway: pids of the processes whose CPU is the gateway's, none for the direct way.
         backend: pids of what stands behind it.
         body: (tokens, stream) -> JSON object.
-        mark, end: see `gateway_load.Spec`; `whole_mark` is for answers that are not streamed.
+        mark, end: see `gateway_load.Spec`; `whole_end` is for answers that are not streamed.
+        exact: whether an answer has one mark a token.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Way:
     gateway: tuple[int, ...] = ()
     backend: tuple[int, ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
+    exact: bool = True
 
 
 def native(url: str, worker: int) -> Way:
@@ -88,6 +90,38 @@ def openai(name: str, url: str, gateway: Sequence[int], backend: Sequence[int]) 
         tuple(gateway),
         tuple(backend),
     )
+
+
+@contextlib.contextmanager
+def peer_ways(
+    peers: Mapping[str, str], stack: Stack, tokens: int, logs: Path
+) -> Iterator[list[Way]]:
+    """Other gateways, each in front of a simulated worker.
+
+    FastChat's is in front of the stack's own worker, which speaks its wire; the others are in
+    front of a backend that speaks OpenAI's API and costs less than ours.
+
+    Args:
+        peers: name of the peer -> interpreter that has it.
+    """
+    from benchmarks.peers import GATEWAY_PEERS, simulated
+    from benchmarks.peers.simulated_backend import Pace
+
+    with contextlib.ExitStack() as running:
+        ways = []
+        backend = None
+        for name, python in peers.items():
+            if name == "fastchat":
+                url, behind = stack.worker_url, (stack.worker,)
+            else:
+                if backend is None:
+                    backend = running.enter_context(simulated(logs, MODEL, Pace(tokens)))
+                url, behind = backend.base_url, backend.pids
+            target = running.enter_context(GATEWAY_PEERS[name](python, logs / name, url, MODEL))
+            way = openai(name, target.base_url, target.pids, behind)
+            # they write JSON with spaces or without, and may send an empty text first
+            ways.append(replace(way, mark='"content"', exact=False))
+        yield ways
 
 
 @dataclass(frozen=True, slots=True)
