@@ -111,6 +111,7 @@ def peer_ways(
         ways = []
         backend = None
         for name, python in peers.items():
+            behind: tuple[int, ...]
             if name == "fastchat":
                 url, behind = stack.worker_url, (stack.worker,)
             else:
