@@ -293,7 +293,9 @@ def _run(
         stack = running.enter_context(our_stack(sim, logs, gateway_args))
         ways = list(stack.ways)
         if before:
-            old = running.enter_context(our_stack(sim, logs / "before", source=before))
+            old = running.enter_context(
+                our_stack(sim, logs / "before", gateway_args, source=before)
+            )
             ways += [replace(way, name=f"{way.name} before") for way in old.ways]
         ways += running.enter_context(peer_ways(peers, stack, work.tokens, logs / "peers"))
         return in_turn(ways, work, repeats, seconds)

@@ -93,7 +93,6 @@ class Answer:
     async def whole(self) -> bytes:
         """The fold of all events, as JSON."""
         async for number, events in self._batches:
-            self._observe(events)
             for event in events:
                 self._renderer.add(number, event)
         return self._renderer.answer()

@@ -70,8 +70,11 @@ def create_app(
             def alive(worker: WorkerRecord) -> bool:
                 return worker.instance_id in view.snapshot.workers
 
-            pool = HttpPool(settings.connect_timeout_s)
-            http = WorkerHttp(pool, settings.cluster_token, timeouts, alive)
+            headers = {"Content-Type": "application/json"}
+            if settings.cluster_token:
+                headers["Authorization"] = f"Bearer {settings.cluster_token}"
+            pool = HttpPool(settings.connect_timeout_s, headers)
+            http = WorkerHttp(pool, timeouts, alive)
             fastchat = FastChatClient(http)
 
             def changed() -> None:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
 from starlette.requests import ClientDisconnect
 
+from gateway.edge import header
 from gateway.errors import WHOLE_FIELDS
 from protocol.errors import TAXONOMY, TriremeError, quoted
 from protocol.openai import UNION_TAGS
@@ -36,14 +37,14 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
             Content-Length.
         ClientDisconnect: the client went away while it sent.
     """
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    content_type = (header(request.scope, b"content-type") or "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         shown = quoted(content_type) if content_type else "none"
         raise TriremeError(
             "unsupported_content_type",
             f"Unsupported Content-Type: {shown}. Send application/json.",
         )
-    declared = request.headers.get("content-length", "")
+    declared = header(request.scope, b"content-length") or ""
     if declared.isdecimal() and int(declared[:20]) > max_bytes:
         raise _too_large(max_bytes)
     pieces: list[bytes] = []

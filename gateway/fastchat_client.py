@@ -179,7 +179,7 @@ class FastChatClient:
         http, splitter = self._http, FrameSplitter(NUL)
         frame: dict[str, Any] | None = None
         opened = http.open(worker, "/worker_generate_stream", body, float("inf"), deadline)
-        async with opened as reply:
+        with await opened as reply:
             async for chunk in reply:
                 for raw in splitter.feed(chunk):
                     frame = _read(raw)

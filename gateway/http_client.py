@@ -10,7 +10,6 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
@@ -59,17 +58,17 @@ class HttpPool:
 
     Args:
         connect_timeout_s: bound of one connect, name look-up and TLS included.
+        headers: sent with every request.
     """
 
-    def __init__(self, connect_timeout_s: float) -> None:
+    def __init__(self, connect_timeout_s: float, headers: Mapping[str, str]) -> None:
         self._connect_timeout_s = connect_timeout_s
+        self._headers = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self._idle: dict[Origin, deque[_Connection]] = {}
         self._open: set[_Connection] = set()
         self._trusted: ssl.SSLContext | None = None
 
-    async def post(
-        self, base_url: str, path: str, headers: Mapping[str, str], body: bytes
-    ) -> Answer:
+    async def post(self, base_url: str, path: str, body: bytes) -> Answer:
         """Send; the answer is still to be read, and to be closed by the caller.
 
         Raises:
@@ -77,9 +76,8 @@ class HttpPool:
         """
         origin = Origin.of(base_url)
         connection = self._reuse(origin) or await self._connect(origin)
-        fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = (
-            f"POST {path} HTTP/1.1\r\nHost: {origin.header}\r\n{fields}"
+            f"POST {path} HTTP/1.1\r\nHost: {origin.header}\r\n{self._headers}"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         return connection.exchange(head.encode("utf-8", "surrogateescape") + body)
@@ -249,7 +247,7 @@ class _Connection(asyncio.Protocol):
 
 
 class Answer:
-    """What comes back for one request; `with` closes it.
+    """What comes back for one request; whoever asked closes it.
 
     Attributes:
         status: the HTTP status, 0 until its headers are there.
@@ -272,17 +270,6 @@ class Answer:
         self._deadline_s = float("inf")
         self._check: Callable[[], Exception | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # ---- for the reader -------------------------------------------------------------------------
 

@@ -50,14 +50,14 @@ class GatewayMetrics:
         )
         self._ttft = LabelledHistogram(
             "trireme_gateway_time_to_first_token_seconds",
-            "From arrival to the first text of an answer.",
+            "From arrival to the first text of a streamed answer.",
             "model",
             _FAST,
             self.registry,
         )
         self._itl = LabelledHistogram(
             "trireme_gateway_inter_token_latency_seconds",
-            "Between two deltas of an answer.",
+            "Between two deltas of a streamed answer.",
             "model",
             (0.001, 0.0025, *_FAST),
             self.registry,
@@ -110,6 +110,7 @@ class TokenTimes:
             self._between.observe((now_s - self._last_s) / count, count)
         else:
             self._first.observe(now_s - self._last_s)
+            self._between.observe(0.0, count - 1)
         self._begun, self._last_s = True, now_s
 
 

@@ -15,6 +15,7 @@ from gateway.body import parse, read_body
 from gateway.config import GatewaySettings
 from gateway.deadline import deadline_s
 from gateway.dispatch import Dispatcher
+from gateway.edge import header
 from gateway.fleet_view import FleetView
 from gateway.metrics import GatewayMetrics
 from trireme.service.auth import digest
@@ -69,7 +70,7 @@ def arrival_of(request: Request) -> Arrival:
         request_id=request.scope["state"]["request_id"],
         cache_salt=digest(key).hex()[:16] if key else "",
         deadline_s=deadline_s(
-            request.headers.get("x-request-timeout-ms"), gateway.settings.request_timeout_s
+            header(request.scope, b"x-request-timeout-ms"), gateway.settings.request_timeout_s
         ),
         arrived_s=perf_counter(),
     )

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, Self, TypeVar
 
 import aiohttp
 from pydantic import BaseModel
@@ -96,16 +95,12 @@ class WorkerHttp:
     def __init__(
         self,
         pool: HttpPool,
-        cluster_token: str,
         timeouts: Timeouts,
         alive: Callable[[WorkerRecord], bool],
     ) -> None:
         self.timeouts = timeouts
         self._alive = alive
         self._pool = pool
-        self._headers = {"Content-Type": "application/json"}
-        if cluster_token:
-            self._headers["Authorization"] = f"Bearer {cluster_token}"
 
     async def call(self, worker: WorkerRecord, path: str, body: bytes, timeout_s: float) -> bytes:
         """The whole answer of a 200.
@@ -115,15 +110,14 @@ class WorkerHttp:
                 `worker_timeout`.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
-        async with self.open(worker, path, body, timeout_s, deadline) as reply:
+        with await self.open(worker, path, body, timeout_s, deadline) as reply:
             pieces = [piece async for piece in reply]
         return b"".join(pieces)
 
-    @asynccontextmanager
     async def open(
         self, worker: WorkerRecord, path: str, body: bytes, patience_s: float, deadline: float
-    ) -> AsyncIterator[Reply]:
-        """A 200 whose body is still to be read; closed with the connection if it is not.
+    ) -> Reply:
+        """A 200 whose body is still to be read, and which is to be closed.
 
         Args:
             patience_s: longest wait for the answer's headers, and for each piece of its body
@@ -137,22 +131,24 @@ class WorkerHttp:
             return TriremeError("worker_lost", "The worker left the fleet.")
 
         try:
-            answer = await self._pool.post(worker.address, path, self._headers, body)
+            answer = await self._pool.post(worker.address, path, body)
         except ConnectFailed as error:
             raise TriremeError("worker_unreachable", "The worker cannot be reached.") from error
-        with answer:
-            reply = Reply(answer, deadline, gone)
-            reply.be_patient(patience_s)
-            try:
-                if await answer.headers() != 200:
-                    raise _refusal(worker, answer.status, await answer.whole())
-            except (Broken, TimeoutError) as error:
+        reply = Reply(answer, deadline, gone)
+        reply.be_patient(patience_s)
+        try:
+            if await answer.headers() == 200:
+                return reply
+            raise _refusal(worker, answer.status, await answer.whole())
+        except BaseException as error:
+            answer.close()
+            if isinstance(error, Broken | TimeoutError):
                 raise _in_our_terms(error, deadline) from error
-            yield reply
+            raise
 
 
 class Reply:
-    """The body of a 200 as it comes: iterate it."""
+    """The body of a 200 as it comes: iterate it, inside `with`, which closes it."""
 
     def __init__(
         self, answer: Answer, deadline: float, gone: Callable[[], TriremeError | None]
@@ -169,7 +165,13 @@ class Reply:
         """What is still to come does not matter; it is not waited for."""
         self._answer.wanted = False
 
-    def __aiter__(self) -> Reply:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._answer.close()
+
+    def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
@@ -199,7 +201,7 @@ class NativeClient:
             worker, "/native/generate", _json(request), timeouts.first_event_s, deadline
         )
         running = False
-        async with opened as reply:
+        with await opened as reply:
             async for chunk in reply:
                 events = _events(splitter, chunk)
                 if not events:

@@ -82,8 +82,7 @@ class GenerateRequest(_Wire):
         deadline_s: seconds from arrival after which the request fails with `deadline_exceeded`.
         cache_salt: seeds the prefix cache, so tenants do not see each other's timing.
         priority: lower is served first.
-        whole: nobody reads the answer before its end, so deltas may be joined and come up to a
-            second late; the first one is not.
+        whole: nobody reads the answer before its end, so deltas may be joined and come late.
         instance_id, digest: fencing; when given and not the worker's own, `wrong_instance`.
     """
 

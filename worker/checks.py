@@ -93,6 +93,7 @@ def plan(
             skip_special_tokens=sampling.skip_special_tokens,
             reported_stop_ids=frozenset(asked_ids) - frozenset(info.eos_token_ids),
             interval=interval,
+            eager=not request.whole,
             context=() if manner.detached else prompt.context,
         ),
     )

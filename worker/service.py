@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -107,9 +107,9 @@ class Service:
                 self._metrics.queue_s.observe(time.monotonic() - arrived)
                 job = self._job(request, prompt, made, until)
                 run = _Run(self._metrics, ready, job, made, prompt, arrived)
-                async with aclosing(run.events(_hold_s(request, made))) as batches:
+                stream = run.events(_hold_s(request, made), ticket.first_output)
+                async with aclosing(stream) as batches:
                     async for events in batches:
-                        ticket.first_output()
                         yield events
 
     def _plan(
@@ -265,17 +265,21 @@ class _Run:
         self._cached_tokens = 0
         self._metrics.prompt_tokens.inc(len(prompt.ids))
 
-    async def events(self, hold_s: float) -> AsyncGenerator[list[Event], None]:
+    async def events(
+        self, hold_s: float, begun: Callable[[], None]
+    ) -> AsyncGenerator[list[Event], None]:
         """Deltas as they are due, then `Done`.
 
         Args:
             hold_s: see `Engine.submit`.
+            begun: called when the engine has given something.
 
         Raises:
             TriremeError: the engine failed the job. TimeoutError: the deadline passed.
         """
         async with aclosing(self._ready.engine.submit(self._job, hold_s)) as batches:
             async for outputs in batches:
+                begun()
                 if isinstance(outputs[0], PromptOutput):
                     for piece in self._prompt_events(outputs[0]):
                         yield [piece]

@@ -232,6 +232,8 @@ async def test_a_known_model_without_a_worker_is_503() -> None:
 async def test_metrics_name_no_model_of_a_clients_choice(http: aiohttp.ClientSession) -> None:
     async with stack(FakeWorker()) as s, client(s.url) as api:
         await api.chat.completions.create(model=MODEL, messages=HELLO)
+        stream = await api.chat.completions.create(model=MODEL, messages=HELLO, stream=True)
+        deltas = len([chunk async for chunk in stream]) - 1
         with pytest.raises(openai.NotFoundError):
             await api.chat.completions.create(model="evil", messages=HELLO)
         async with http.post(s.url + "/v1/evil") as answer:
@@ -240,11 +242,13 @@ async def test_metrics_name_no_model_of_a_clients_choice(http: aiohttp.ClientSes
             shown = await answer.text()
     assert "evil" not in shown
     route = 'route="/v1/chat/completions"'
-    assert f'requests_total{{model="{MODEL}",{route},status="200"}} 1.0' in shown
+    assert f'requests_total{{model="{MODEL}",{route},status="200"}} 2.0' in shown
     assert f'requests_total{{model="unknown",{route},status="404"}} 1.0' in shown
     assert 'route="unknown",status="404"' in shown
     assert "trireme_gateway_requests_in_flight 0.0" in shown
-    assert f'time_to_first_token_seconds_count{{model="{MODEL}"}} 1.0' in shown
+    assert f'time_to_first_token_seconds_count{{model="{MODEL}"}} 1.0' in shown, "of the stream"
+    assert f'inter_token_latency_seconds_count{{model="{MODEL}"}} {deltas - 1}.0' in shown
+    assert f'e2e_request_latency_seconds_count{{model="{MODEL}"}} 2.0' in shown
     assert 'trireme_gateway_worker_breaker_state{worker="w1"} 0.0' in shown
 
 

@@ -15,13 +15,16 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+UNWATCHED_S: Final = 0.02
+
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Leash:
     """`async with Leash(receive):` the block is cancelled when the client goes away.
 
-    The request's body must have been read before.
+    The request's body must have been read before. A block that is over within `UNWATCHED_S` never
+    looks: most short requests save the watching task, and it matters to nobody.
 
     Raises:
         ClientDisconnect: at the block's end, when the client went away or `pull` was called.
@@ -31,6 +34,7 @@ class Leash:
         self._receive = receive
         self._pulled = self._over = False
         self._task: asyncio.Task[object] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._watch: asyncio.Task[None] | None = None
         self._cancelling = 0
 
@@ -44,8 +48,7 @@ class Leash:
         self._task = asyncio.current_task()
         assert self._task is not None
         self._cancelling = self._task.cancelling()
-        self._watch = asyncio.create_task(_gone(self._receive))
-        self._watch.add_done_callback(lambda _watch: self.pull())
+        self._timer = asyncio.get_running_loop().call_later(UNWATCHED_S, self._look)
         return self
 
     async def __aexit__(
@@ -54,14 +57,20 @@ class Leash:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._watch is not None
+        assert self._timer is not None
         assert self._task is not None
         self._over = True
-        self._watch.cancel()
+        self._timer.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
         if self._pulled:
             ours_alone = self._task.uncancel() <= self._cancelling
             if ours_alone and kind is asyncio.CancelledError:
                 raise ClientDisconnect from error
+
+    def _look(self) -> None:
+        self._watch = asyncio.create_task(_gone(self._receive))
+        self._watch.add_done_callback(lambda _watch: self.pull())
 
 
 async def _gone(receive: Receive) -> None:

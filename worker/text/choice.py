@@ -22,7 +22,8 @@ class TextOptions:
 
     Attributes:
         reported_stop_ids: stop tokens that show as `stop_reason` (end-of-sequence does not).
-        interval: tokens between two deltas; the first and the last come at once.
+        interval: tokens between two deltas; the last comes at once.
+        eager: whether the first comes at once too.
         context: the prompt's last ids, when the completion continues its text.
     """
 
@@ -32,6 +33,7 @@ class TextOptions:
     skip_special_tokens: bool = True
     reported_stop_ids: frozenset[int] = frozenset()
     interval: int = 1
+    eager: bool = True
     context: tuple[int, ...] = ()
 
 
@@ -67,7 +69,7 @@ class Choice:
         """
         if self.finish is not None:
             return None
-        first = self.num_tokens == 0
+        due = self._options.eager and self.num_tokens == 0
         # the token that ended the choice is no text, unless that was asked for
         hidden = output.stop_token is not None and not self._options.include_stop
         shown = len(output.ids) - hidden
@@ -82,9 +84,8 @@ class Choice:
                 break
         if output.finish is not None and self.finish is None:
             self._end(output)
-        if self.finish is None and not first and len(self._ids) < self._options.interval:
-            return None
-        return self._delta()
+        due = due or self.finish is not None or len(self._ids) >= self._options.interval
+        return self._delta() if due else None
 
     def _take_logprob(self, logprob: RawLogprob) -> None:
         self._logprobs = self._logprobs or []
