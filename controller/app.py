@@ -13,12 +13,13 @@ from fastapi import FastAPI
 from controller.config import ControllerSettings
 from controller.fastchat import fastchat_router
 from controller.fleet import Fleet
-from controller.native import native_router
+from controller.native import WORKERS, native_router
 from controller.relay import Relay
 from protocol import __version__
 from trireme.service.auth import TokenSet
-from trireme.service.control import TokenGuard, install_error_handlers
+from trireme.service.control import TokenGuard, error_response, install_error_handlers
 from trireme.service.health import health_router
+from trireme.service.shortcut import Shortcut, routes_of
 
 
 def create_app(
@@ -53,6 +54,10 @@ def create_app(
 
     app = FastAPI(title="Trireme controller", version=__version__, lifespan=lifespan)
     app.state.drain = drain
+    native = native_router(fleet)
+    app.add_middleware(
+        Shortcut, routes=routes_of(native, f"{WORKERS}{{instance_id}}")[:1], render=error_response
+    )
     app.add_middleware(TokenGuard, tokens=TokenSet([settings.cluster_token]))
     install_error_handlers(app, "controller")
     app.include_router(
@@ -62,6 +67,6 @@ def create_app(
             fleet.metrics.collected,
         )
     )
-    app.include_router(native_router(fleet))
+    app.include_router(native)
     app.include_router(fastchat_router(fleet, relay))
     return app

@@ -16,6 +16,7 @@ from protocol.errors import TriremeError
 LOAD_DELAY_S: Final = 0.05
 MAX_WAIT_S: Final = 30.0
 MAX_WAITERS: Final = 1024
+KEPT_RENDERINGS: Final = 64
 
 
 class FleetFeed:
@@ -34,7 +35,8 @@ class FleetFeed:
         self._shape_published = registry.shape_version
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
-        self._rendered: tuple[int, bytes] = (0, b"")
+        self._rendered: dict[int | None, bytes] = {}
+        self._rendered_revision = 0
 
     def publish(self) -> None:
         """Call after every change of the registry."""
@@ -48,12 +50,19 @@ class FleetFeed:
         self.closed = True
         self._fire()
 
-    def rendered(self) -> bytes:
-        """The snapshot as JSON, rendered once a revision."""
-        if self._rendered[0] != self._registry.revision:
-            snapshot = self._registry.snapshot().model_dump_json().encode()
-            self._rendered = (self._registry.revision, snapshot)
-        return self._rendered[1]
+    def rendered(self, after: int | None = None) -> bytes:
+        """The snapshot as JSON, or the changes since version `after`; made once a revision."""
+        if self._rendered_revision != self._registry.revision:
+            self._rendered_revision = self._registry.revision
+            self._rendered.clear()
+        found = self._rendered.get(after)
+        if found is None:
+            registry = self._registry
+            snapshot = registry.snapshot() if after is None else registry.changes(after)
+            found = snapshot.model_dump_json().encode()
+            if len(self._rendered) < KEPT_RENDERINGS:
+                self._rendered[after] = found
+        return found
 
     async def wait_after(self, version: int, wait_s: float) -> None:
         """Return when a version above `version` is published, or after `wait_s` seconds.

@@ -7,8 +7,9 @@ import logging
 import random
 import secrets
 from collections.abc import Callable
+from functools import lru_cache
 
-from controller.addresses import is_loopback_url
+from controller.addresses import check_address, is_loopback_url
 from controller.config import ControllerSettings
 from controller.dispatch import CHOOSERS, Candidate
 from controller.feed import FleetFeed
@@ -38,6 +39,7 @@ class Fleet:
         self._sweep_every_s = min(0.25, settings.heartbeat_ttl / 10)
         self._choose = CHOOSERS[settings.dispatch_method]
         self._rng = rng
+        self._may_relay = lru_cache(maxsize=8192)(self._allowed_relay)
         self.registry = Registry(
             ttl_s=settings.heartbeat_ttl,
             epoch=self.epoch,
@@ -49,7 +51,14 @@ class Fleet:
         self.metrics = ControllerMetrics(self.registry, self.feed)
 
     def put(self, record: WorkerRecord, peer: str) -> Verdict:
-        """Take a native record that came from the IP address `peer`."""
+        """Take a native record that came from the IP address `peer`.
+
+        Raises:
+            TriremeError: the address is none, or the registry is full.
+        """
+        known = self.registry.get(record.instance_id)
+        if known is None or known.record.address != record.address:
+            check_address(record.address, "address")
         relayable = self._may_relay(record.address, peer)
         verdict = self.registry.put(record, self.clock(), relayable=relayable)
         self._note(record, verdict)
@@ -114,7 +123,7 @@ class Fleet:
         self.registry.note_sent(chosen.instance_id)
         return entries[chosen.instance_id]
 
-    def _may_relay(self, address: str, peer: str) -> bool:
+    def _allowed_relay(self, address: str, peer: str) -> bool:
         """A valid token was shown, or all of it happens on this machine."""
         return self._authenticated or (is_loopback(peer) and is_loopback_url(address))
 

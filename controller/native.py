@@ -6,18 +6,18 @@ GET /fleet/workers   what `GET /fleet` says of each worker, with its ages in sec
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from controller.addresses import check_address
 from controller.fleet import Fleet
 from controller.registry import Entry
 from protocol.errors import TriremeError
 from protocol.fleet import HeartbeatAnswer, WorkerRecord
 from trireme.service.control import parse_body
 
+WORKERS: Final = "/fleet/workers/"
 InstanceId = Annotated[str, Path(min_length=1, max_length=256)]
 
 
@@ -25,10 +25,10 @@ def native_router(fleet: Fleet) -> APIRouter:
     """PUT and DELETE of worker records, the snapshot with long poll."""
     router = APIRouter(tags=["fleet"])
 
-    @router.put("/fleet/workers/{instance_id}", response_model=HeartbeatAnswer)
-    async def put_worker(instance_id: InstanceId, request: Request) -> JSONResponse:
+    @router.put(f"{WORKERS}{{instance_id}}", response_model=HeartbeatAnswer)
+    async def put_worker(request: Request) -> Response:
         record = await parse_body(request, WorkerRecord)
-        if record.instance_id != instance_id:
+        if record.instance_id != request.path_params["instance_id"]:
             raise TriremeError(
                 "invalid_value",
                 "instance_id in the body is not the one in the path.",
@@ -38,7 +38,6 @@ def native_router(fleet: Fleet) -> APIRouter:
             raise TriremeError(
                 "invalid_value", "FastChat workers register by /register_worker.", param="wire"
             )
-        check_address(record.address, "address")
         verdict = fleet.put(record, peer_of(request))
         answer = HeartbeatAnswer(
             accepted=verdict.accepted,
@@ -47,7 +46,7 @@ def native_router(fleet: Fleet) -> APIRouter:
             lease_ms=round(verdict.lease_s * 1000),
         )
         status = 409 if verdict.outcome == "conflict" else 200
-        return JSONResponse(answer.model_dump(), status_code=status)
+        return Response(answer.model_dump_json(), status, media_type="application/json")
 
     @router.delete("/fleet/workers/{instance_id}", status_code=204)
     async def delete_worker(instance_id: InstanceId) -> Response:
@@ -60,10 +59,13 @@ def native_router(fleet: Fleet) -> APIRouter:
         after: Annotated[int, Query(ge=0)] = 0,
         epoch: Annotated[str, Query(max_length=128)] = "",
         wait_s: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0.0,
+        changes: bool = False,
     ) -> Response:
-        if epoch == fleet.epoch:
+        known = epoch == fleet.epoch
+        if known:
             await _wait_while_connected(fleet, request, after, wait_s)
-        return Response(fleet.feed.rendered(), media_type="application/json")
+        told = fleet.feed.rendered(after if known and changes else None)
+        return Response(told, media_type="application/json")
 
     @router.get("/fleet/workers")
     async def workers() -> JSONResponse:

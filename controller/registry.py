@@ -23,6 +23,9 @@ from protocol.fleet import FleetSnapshot, WorkerRecord
 
 Outcome: TypeAlias = Literal["joined", "changed", "renewed", "stale", "conflict"]
 TOMBSTONE_TTLS: Final = 2
+_FIELDS: Final = tuple(name for name in WorkerRecord.model_fields if name != "seq")
+_LOAD_FIELDS: Final = frozenset("load engine_step busy speed queue_length".split())
+"""Fields that change with the work a worker has: gateways learn of them a little later."""
 SILENT_SHARE: Final = 0.5
 """A worker counts as silent when less than this share of its lease is left."""
 
@@ -121,6 +124,10 @@ class Registry:
         self._entries: dict[str, Entry] = {}
         self._by_address: dict[str, str] = {}
         self._tombstones: dict[str, _Tombstone] = {}
+        # instance id -> version at which it was heard of or dropped, the latest last
+        self._heard: dict[str, int] = {}
+        self._gone: dict[str, int] = {}
+        self._gone_forgotten = 0
 
     # what is known
 
@@ -165,6 +172,20 @@ class Registry:
             complete=self.complete,
             workers=tuple(entry.record for entry in self._entries.values()),
             left=tuple(self._tombstones),
+        )
+
+    def changes(self, after: int) -> FleetSnapshot:
+        """What gateways are told that know version `after`; all when that is too long ago."""
+        if after <= self._gone_forgotten:
+            return self.snapshot()
+        return FleetSnapshot(
+            epoch=self._epoch,
+            version=self.version,
+            complete=self.complete,
+            workers=tuple(self._entries[each].record for each in _since(self._heard, after)),
+            left=tuple(self._tombstones),
+            since=after,
+            gone=tuple(_since(self._gone, after)),
         )
 
     # what happens
@@ -302,6 +323,9 @@ class Registry:
         )
         self.revision += 1
         outcome = self._compare(before.record if before else None, record)
+        self._heard.pop(record.instance_id, None)
+        self._heard[record.instance_id] = self.version
+        self._gone.pop(record.instance_id, None)
         return Verdict(outcome, record.incarnation, lease_s or 0.0)
 
     def _compare(self, before: WorkerRecord | None, after: WorkerRecord) -> Outcome:
@@ -309,10 +333,10 @@ class Registry:
         if before is None:
             self._changed()
             return "joined"
-        same_seq = before.model_copy(update={"seq": after.seq})
-        if same_seq == after:
+        changed = {name for name in _FIELDS if getattr(before, name) != getattr(after, name)}
+        if not changed:
             return "renewed"
-        if same_seq.model_copy(update=_load_fields(after)) == after:
+        if changed <= _LOAD_FIELDS:
             self.version += 1
         else:
             self._changed()
@@ -333,8 +357,14 @@ class Registry:
 
     def _drop(self, instance_id: str) -> None:
         entry = self._entries.pop(instance_id, None)
-        if entry is not None:
-            del self._by_address[entry.record.address]
+        if entry is None:
+            return
+        del self._by_address[entry.record.address]
+        del self._heard[instance_id]
+        while len(self._gone) >= self._max_workers:
+            oldest = next(iter(self._gone))
+            self._gone_forgotten = self._gone.pop(oldest)
+        self._gone[instance_id] = self.version + 1  # whoever drops counts the version up
 
     def _extend(self, by_s: float, now: float) -> None:
         """The caller was stalled: nobody could be heard, so nobody loses that time."""
@@ -360,12 +390,11 @@ def _model_names(entries: Iterable[Entry]) -> list[str]:
     return [name for entry in entries for name in {model.name for model in entry.record.models}]
 
 
-def _load_fields(record: WorkerRecord) -> dict[str, object]:
-    """The fields that change with the work a worker has: gateways learn of them a little later."""
-    return {
-        "load": record.load,
-        "engine_step": record.engine_step,
-        "busy": record.busy,
-        "speed": record.speed,
-        "queue_length": record.queue_length,
-    }
+def _since(versions: dict[str, int], after: int) -> list[str]:
+    """The ids at `after` or later; `versions` rise."""
+    found = []
+    for instance_id in reversed(versions):
+        if versions[instance_id] < after:
+            break
+        found.append(instance_id)
+    return found

@@ -52,6 +52,7 @@ class FleetView:
         self._heard: dict[str, FleetSnapshot | None] = dict.fromkeys(controllers)
         self._reachable: set[str] = set()
         self._workers: dict[str, WorkerRecord] = {}
+        self._at: dict[str, str] = {}
         self._left: dict[str, set[str]] = {}
         self._seen_models: dict[str, float] = {}
 
@@ -61,10 +62,12 @@ class FleetView:
         self._reachable.add(controller)
         self._bury(controller, heard)
         for worker in heard.workers:
-            if worker.instance_id not in self._left:
+            # most records are the very objects that the last answer had
+            known = self._workers.get(worker.instance_id) is worker
+            if not known and worker.instance_id not in self._left:
                 self._merge(worker)
         for instance_id in self._left.keys() & self._workers.keys():
-            del self._workers[instance_id]
+            self._drop(instance_id)
         self._publish(now_s)
 
     def unreachable(self, controller: str, now_s: float) -> None:
@@ -84,7 +87,7 @@ class FleetView:
     def probe_failed(self, instance_id: str, now_s: float) -> None:
         """Remove a worker that is still a suspect and does not answer."""
         if any(worker.instance_id == instance_id for worker in self.suspects()):
-            del self._workers[instance_id]
+            self._drop(instance_id)
             self._publish(now_s)
 
     def knows(self, model: str, now_s: float) -> bool:
@@ -107,6 +110,8 @@ class FleetView:
         """
         for instance_id in heard.left:
             self._left.setdefault(instance_id, set()).add(controller)
+        if not self._left:
+            return
         for worker in heard.workers:
             if controller in self._left.get(worker.instance_id, ()):
                 del self._left[worker.instance_id]
@@ -119,13 +124,19 @@ class FleetView:
         old = self._workers.get(new.instance_id)
         if old is not None and (old.incarnation, old.seq) > (new.incarnation, new.seq):
             return
-        for other in [w for w in self._workers.values() if w.address == new.address]:
-            if other.instance_id == new.instance_id:
-                continue
-            if other.incarnation > new.incarnation:
+        holder = self._at.get(new.address, new.instance_id)
+        if holder != new.instance_id:
+            if self._workers[holder].incarnation > new.incarnation:
                 return
-            del self._workers[other.instance_id]
+            self._drop(holder)
+        if old is not None and old.address != new.address:
+            del self._at[old.address]
+        self._at[new.address] = new.instance_id
         self._workers[new.instance_id] = new
+
+    def _drop(self, instance_id: str) -> None:
+        worker = self._workers.pop(instance_id)
+        del self._at[worker.address]
 
     def _publish(self, now_s: float) -> None:
         ready: dict[str, list[WorkerRecord]] = {}

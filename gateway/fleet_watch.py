@@ -97,7 +97,9 @@ class FleetWatch:
 
     async def _poll(self, controller: str, last: FleetSnapshot | None) -> FleetSnapshot:
         """The next snapshot; the first poll of a connection does not wait."""
-        known = {"after": str(last.version), "epoch": last.epoch} if last is not None else {}
+        known = {}
+        if last is not None:
+            known = {"after": str(last.version), "epoch": last.epoch, "changes": "true"}
         wait_s = POLL_WAIT_S if last is not None else 0.0
         async with self._session.get(
             f"{controller}/fleet",
@@ -107,7 +109,8 @@ class FleetWatch:
             allow_redirects=False,
         ) as response:
             response.raise_for_status()
-            return FleetSnapshot.model_validate_json(await response.read())
+            heard = FleetSnapshot.model_validate_json(await response.read())
+        return last.updated(heard) if last is not None else heard
 
     async def _probe_suspects(self) -> None:
         while True:

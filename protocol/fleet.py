@@ -3,7 +3,8 @@
 Routes (cluster token where one is set):
     PUT    /fleet/workers/{instance_id}   a whole `WorkerRecord`: registration and heartbeat alike
     DELETE /fleet/workers/{instance_id}   leave: a tombstone keeps late heartbeats out
-    GET    /fleet?after=V&epoch=E&wait_s=S  `FleetSnapshot`; waits until its version exceeds V
+    GET    /fleet?after=V&epoch=E&wait_s=S  `FleetSnapshot`; waits until its version exceeds V;
+           with `&changes=true` it may hold what changed since V only
 """
 
 from __future__ import annotations
@@ -119,6 +120,8 @@ class FleetSnapshot(_Record):
         complete: False while a restarted controller is warming up: gateways add from it and
             remove nothing because of it.
         left: instance ids with a tombstone.
+        since: when set, `workers` are only those that were heard of since that version, and `gone`
+            names those that are no longer there; the others are as they were.
     """
 
     epoch: str
@@ -126,3 +129,17 @@ class FleetSnapshot(_Record):
     complete: bool
     workers: tuple[WorkerRecord, ...]
     left: tuple[str, ...] = ()
+    since: int | None = None
+    gone: tuple[str, ...] = ()
+
+    def updated(self, later: FleetSnapshot) -> FleetSnapshot:
+        """The whole snapshot that `later` stands for; records that stay are the same objects."""
+        if later.since is None:
+            return later
+        workers = {worker.instance_id: worker for worker in self.workers}
+        for instance_id in later.gone:
+            workers.pop(instance_id, None)
+        workers.update((worker.instance_id, worker) for worker in later.workers)
+        return later.model_copy(
+            update={"workers": tuple(workers.values()), "since": None, "gone": ()}
+        )

@@ -277,3 +277,19 @@ def test_health_and_version(start: Start) -> None:
     assert client.get("/readyz").json() == {"status": "ready"}
     assert client.get("/version").json()["tier"] == "controller"
     assert "trireme_controller_warming 1.0" in client.get("/metrics").text
+
+
+def test_a_poll_may_ask_for_changes_alone(start: Start) -> None:
+    client = start()
+    for name in ("a", "b"):
+        put(client, record(name))
+    known = fleet(client)
+    put(client, record("b", seq=1, queue_length=3))
+    query = {"after": known.version, "epoch": known.epoch}
+    changes = fleet(client, **query, changes=True)
+    assert ([one.instance_id for one in changes.workers], changes.since) == (["b"], known.version)
+    assert [one.queue_length for one in known.updated(changes).workers] == [0, 3]
+    whole = fleet(client, **query)
+    assert (len(whole.workers), whole.since) == (2, None)
+    other = fleet(client, **(query | {"epoch": "another"}), changes=True)
+    assert (len(other.workers), other.since) == (2, None)

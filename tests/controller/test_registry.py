@@ -287,3 +287,32 @@ def test_a_fastchat_registration_is_always_the_newest(bench: Bench) -> None:
 def test_a_native_worker_is_not_renewed_by_a_fastchat_heartbeat(bench: Bench) -> None:
     bench.put(record())
     assert not bench.registry.beat("http://w1:21002", 3, bench.now)
+
+
+def test_changes_since_a_version_are_what_was_heard_and_what_is_gone(bench: Bench) -> None:
+    registry = bench.registry
+    for name in ("a", "b", "c"):
+        bench.put(record(name))
+    known = registry.snapshot()
+    bench.put(record("b", seq=1, queue_length=4))
+    bench.put(record("d"))
+    registry.leave("a", bench.now)
+    told = registry.changes(known.version)
+    assert {worker.instance_id for worker in told.workers} == {"b", "c", "d"}, "c came last"
+    assert (told.since, told.gone, told.left) == (known.version, ("a",), ("a",))
+    followed = known.updated(told)
+    assert [worker.instance_id for worker in followed.workers] == ["b", "c", "d"]
+    assert followed.workers[0].queue_length == 4
+    assert followed.workers[1] is known.workers[2] or followed.workers[1] == known.workers[2]
+    assert (followed.since, followed.gone, followed.version) == (None, (), registry.version)
+
+
+def test_what_changed_too_long_ago_is_told_whole() -> None:
+    bench = Bench(max_workers=2)
+    first = bench.registry.version
+    for number in range(5):
+        bench.put(record(f"w{number}"))
+        bench.registry.leave(f"w{number}", bench.now)
+    told = bench.registry.changes(first)
+    assert (told.since, told.gone) == (None, ())
+    assert bench.registry.changes(bench.registry.version).since == bench.registry.version

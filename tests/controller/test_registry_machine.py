@@ -30,6 +30,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.left: dict[str, float] = {}
         self.version = 0
         self.last_snapshot = self.registry.snapshot()
+        self.followed = self.last_snapshot
 
     @rule(
         name=st.sampled_from(IDS),
@@ -133,6 +134,15 @@ class RegistryMachine(RuleBasedStateMachine):
         self.version = self.registry.version
         self.last_snapshot = snapshot
 
+    @rule()
+    def a_gateway_asks_for_what_changed(self) -> None:
+        self.followed = self.followed.updated(self.registry.changes(self.followed.version))
+        whole = self.registry.snapshot()
+        assert _by_id(self.followed.workers) == _by_id(whole.workers)
+        assert self.followed.model_copy(update={"workers": ()}) == whole.model_copy(
+            update={"workers": ()}
+        )
+
     @invariant()
     def the_last_accepted_record_was_the_last_heard(self) -> None:
         for entry in self.registry.entries:
@@ -141,6 +151,10 @@ class RegistryMachine(RuleBasedStateMachine):
 
 def _visible(workers: tuple[WorkerRecord, ...]) -> list[WorkerRecord]:
     return [worker.model_copy(update={"seq": 0}) for worker in workers]
+
+
+def _by_id(workers: tuple[WorkerRecord, ...]) -> dict[str, WorkerRecord]:
+    return {worker.instance_id: worker for worker in workers}
 
 
 TestRegistryMachine = RegistryMachine.TestCase

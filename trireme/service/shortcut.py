@@ -23,7 +23,8 @@ class Shortcut:
     """Calls the endpoints of some routes by (method, path); everything else goes on.
 
     Args:
-        routes: their endpoints take a request alone and return a response.
+        routes: their endpoints take a request alone and return a response. A path may end in one
+            parameter, which matches what has no further slash.
         render: a failure as the tier's clients read it.
     """
 
@@ -34,15 +35,19 @@ class Shortcut:
         render: Callable[[TriremeError], Response],
     ) -> None:
         self._app = app
-        self._routes = {
-            (method, route.path): route for route in routes for method in route.methods or ()
-        }
+        self._routes: dict[tuple[str, str], APIRoute] = {}
+        self._last_parts: dict[str, str] = {}
+        for route in routes:
+            fixed, _, parameter = route.path.partition("{")
+            self._routes.update(((method, fixed), route) for method in route.methods or ())
+            if parameter:
+                self._last_parts[fixed] = parameter.removesuffix("}")
         self._render = render
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = None
         if scope["type"] == "http" and not scope.get("root_path"):
-            route = self._routes.get((scope["method"], scope["path"]))
+            route = self._find(scope)
         if route is None:
             await self._app(scope, receive, send)
             return
@@ -55,6 +60,19 @@ class Shortcut:
         except ClientDisconnect:
             response = Response(status_code=499)
         await response(scope, receive, send)
+
+    def _find(self, scope: Scope) -> APIRoute | None:
+        method, path = scope["method"], scope["path"]
+        route = self._routes.get((method, path))
+        if route is not None and path not in self._last_parts:
+            return route
+        fixed, slash, last = path.rpartition("/")
+        fixed += slash
+        name = self._last_parts.get(fixed)
+        if name is None or not last:
+            return None
+        scope["path_params"] = {name: last}
+        return self._routes.get((method, fixed))
 
 
 def routes_of(router: APIRouter, *paths: str) -> list[APIRoute]:
