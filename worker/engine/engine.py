@@ -184,7 +184,8 @@ class EngineCore:
         if before and any(item.seq.reads_tokens for item in before.batch):
             outputs += self._land(before)
         started_s = self._clock()
-        batch = self._scheduler.schedule(self._pace.budget)
+        budget = self._pace.budget(self._scheduler.num_prefills, self._scheduler.num_decodes)
+        batch = self._scheduler.schedule(budget)
         flight = _Flight(batch, self._launch(batch), started_s) if batch else None
         if before and before is self._flight:
             outputs += self._land(before)

@@ -248,7 +248,7 @@ def _waiting() -> dict[str, str]:
     slower, since a spinning thread keeps the one that it waits for from running
     (docs/performance.md).
     """
-    return {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "2000"}
+    return {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "20000"}
 
 
 def _ending(code: int) -> str:

@@ -30,8 +30,8 @@ class Rate:
 class PrefillPace:
     """How many prompt tokens a step may compute beside decodes.
 
-    The time for them stays below `share` of what the decodes take alone, so that a long prompt
-    less than doubles the time between two tokens of the others, on any machine.
+    The time for them stays below `share` of what the decodes take alone, so that a few long prompts
+    less than double the time between two tokens of the others, on any machine.
 
     Args:
         share: of the time of a step without prefill.
@@ -54,12 +54,16 @@ class PrefillPace:
             beside = max(0.0, seconds - self._decode_s)
             self._token_s = _towards(self._token_s, beside / prefill_tokens)
 
-    @property
-    def budget(self) -> int:
-        """Most prompt tokens in the next step, if it has decodes."""
+    def budget(self, num_waiting: int, num_decodes: int) -> int:
+        """Most prompt tokens in the next step, if it has decodes.
+
+        Where more sequences wait for their prefill than decode, it may take longer in proportion:
+        those that wait count as much as those that are served.
+        """
         if self._decode_s is None or not self._token_s:
             return 4 * self._least
-        return max(self._least, int(self._share * self._decode_s / self._token_s))
+        share = self._share * max(1.0, num_waiting / max(1, num_decodes))
+        return max(self._least, int(share * self._decode_s / self._token_s))
 
 
 def _towards(mean: float | None, value: float) -> float:

@@ -63,6 +63,16 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def num_decodes(self) -> int:
+        """Running sequences whose prefill is done."""
+        return sum(seq.num_pending == 1 for seq in self.running)
+
+    @property
+    def num_prefills(self) -> int:
+        """Sequences that wait for their prefill or for the rest of it."""
+        return self.num_waiting + len(self.running) - self.num_decodes
+
+    @property
     def waiting_tokens(self) -> int:
         """Tokens to prefill of the sequences in the queue."""
         return sum(entry[-1].num_pending for entry in self._waiting)
