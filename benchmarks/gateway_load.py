@@ -8,6 +8,7 @@ the result is one JSON object on stdout.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 import sys
@@ -15,7 +16,6 @@ import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -160,7 +160,7 @@ class Tally:
             return
         within = [at for at in arrivals if self._opens_s <= at < self._closes_s]
         self.pieces += len(within)
-        self._gaps.extend(b - a for a, b in pairwise(within))
+        self._gaps.extend(b - a for a, b in itertools.pairwise(within))
         if self._opens_s <= ended_s < self._closes_s:
             self.requests += 1
         if self._opens_s <= begun_s < self._closes_s:
@@ -206,7 +206,7 @@ async def generate(spec: Spec) -> Load:
     opens_s = time.perf_counter() + spec.warm_s
     stops_s = opens_s + spec.seconds
     tally = Tally(spec, opens_s)
-    numbers = iter(range(1, 10**8))
+    numbers = itertools.count(random.randrange(10**7, 5 * 10**7))  # runs share no prompt
     rng = random.Random(0)
 
     async def client() -> None:
