@@ -263,6 +263,7 @@ class _Run:
         self._last_token_at: list[float | None] = [None] * job.n
         self._began = False
         self._cached_tokens = 0
+        self._scored = 0
         self._metrics.prompt_tokens.inc(len(prompt.ids))
 
     async def events(
@@ -280,8 +281,10 @@ class _Run:
         async with aclosing(self._ready.engine.submit(self._job, hold_s)) as batches:
             async for outputs in batches:
                 begun()
-                if isinstance(outputs[0], PromptOutput):
-                    for piece in self._prompt_events(outputs[0]):
+                for scored in outputs:
+                    if not isinstance(scored, PromptOutput):
+                        break
+                    for piece in self._prompt_events(scored):
                         yield [piece]
                         await asyncio.sleep(0)
                 events = self._deltas(outputs)
@@ -336,11 +339,13 @@ class _Run:
 
         Each is made when it is asked for.
         """
-        tokenizer, ids, text = self._ready.text.tokenizer, self._prompt.ids, self._prompt.text
-        for at in range(0, len(ids), _PROMPT_PIECE):
-            piece = slice(at, at + _PROMPT_PIECE)
-            logprobs = [readable(raw, tokenizer) for raw in output.logprobs[piece]]
-            yield Prompt(ids[piece], "" if at else text, logprobs)
+        tokenizer, text = self._ready.text.tokenizer, self._prompt.text
+        for at in range(0, len(output.logprobs), _PROMPT_PIECE):
+            logprobs = [
+                readable(raw, tokenizer) for raw in output.logprobs[at : at + _PROMPT_PIECE]
+            ]
+            first, self._scored = self._scored, self._scored + len(logprobs)
+            yield Prompt(self._prompt.ids[first : self._scored], "" if first else text, logprobs)
 
     def _observe(self, fresh: Mapping[int, int]) -> None:
         """Count new tokens by choice; they share the time since the choice's last ones."""

@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -84,7 +85,8 @@ def _serve(built: Any, channel: socket.socket, inbox: queue.SimpleQueue[Any]) ->
             if _handle(core, embeds, inbox.get()):
                 channel.sendall(pipe.encode(pipe.Step(load())))
         if embeds and (ended := embeds.step()) is not None:
-            channel.sendall(pipe.encode(_embedded(*ended)))
+            for answer in _embedded(*ended):
+                channel.sendall(pipe.encode(answer))
         outputs = core.step() if core.has_work else []
         step = pipe.Step(load())
         for job_id, output in outputs:
@@ -92,7 +94,10 @@ def _serve(built: Any, channel: socket.socket, inbox: queue.SimpleQueue[Any]) ->
                 case StepOutput():
                     step.tokens.append((job_id, output))
                 case PromptOutput():
-                    step.prompts.append((job_id, output))
+                    for piece in pipe.pieces(output):
+                        channel.sendall(
+                            pipe.encode(pipe.Step(step.load, prompts=[(job_id, piece)]))
+                        )
                 case JobFailed():
                     step.failures.append((job_id, output))
         channel.sendall(pipe.encode(step))
@@ -114,11 +119,11 @@ def _handle(core: Any, embeds: EmbedQueue, message: Any) -> bool:
     return False
 
 
-def _embedded(call_id: int, result: Vectors | Exception) -> pipe.Embedded:
+def _embedded(call_id: int, result: Vectors | Exception) -> Iterable[pipe.Embedded]:
     if isinstance(result, Exception):
         log.error("embedding failed", exc_info=result)
-        return pipe.Embedded(call_id, [], type(result).__name__)
-    return pipe.Embedded(call_id, result)
+        return [pipe.Embedded(call_id, [], type(result).__name__)]
+    return pipe.embedded(call_id, result)
 
 
 def _read(channel: socket.socket, inbox: queue.SimpleQueue[Any]) -> None:

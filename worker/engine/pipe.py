@@ -1,18 +1,23 @@
 """The wire between the worker's HTTP process and its engine process: typed messages as JSON lines.
 
-One step's outputs travel in one message. No pickle, no tensor.
+One step's outputs travel in one message; what may be large (scores of a prompt, vectors) in pieces,
+so that reading it holds up no event loop. No pickle, no tensor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import Field, TypeAdapter
 from pydantic_core import to_json
 
 from worker.engine.engine import JobFailed
 from worker.engine.protocol import EngineInfo, EngineLoad, Job, PromptOutput, StepOutput
+
+PIECE_NUMBERS: Final = 16_384
+"""Numbers in one message; 16,384 are read in a few milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +78,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The answer to `Embed`: vectors, or an error text."""
+    """The answer to `Embed`: vectors, in one or more messages, or an error text."""
 
     call_id: int
     vectors: list[list[float]]
     error: str = ""
+    more: bool = False
     kind: Literal["embedded"] = "embedded"
 
 
@@ -93,6 +99,21 @@ _FROM_ENGINE: TypeAdapter[Progress | Ready | LoadFailed | Step | Embedded] = Typ
 def encode(message: ToEngine | FromEngine) -> bytes:
     """One line, newline included."""
     return to_json(message) + b"\n"
+
+
+def embedded(call_id: int, vectors: list[list[float]]) -> Iterator[Embedded]:
+    """The vectors in messages of at most about `PIECE_NUMBERS` numbers."""
+    size = max(1, PIECE_NUMBERS // max(1, len(vectors[0]))) if vectors else 1
+    for at in range(0, max(1, len(vectors)), size):
+        yield Embedded(call_id, vectors[at : at + size], more=at + size < len(vectors))
+
+
+def pieces(output: PromptOutput) -> Iterator[PromptOutput]:
+    """The scores of a prompt in outputs of at most about `PIECE_NUMBERS` numbers."""
+    widest = max((len(one.top) for one in output.logprobs), default=0)
+    size = max(1, PIECE_NUMBERS // (1 + widest))
+    for at in range(0, len(output.logprobs), size):
+        yield PromptOutput(output.logprobs[at : at + size])
 
 
 def decode_to_engine(line: bytes) -> Submit | Abort | Embed | AbortEmbed:

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncGenerator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 from pydantic_core import to_json
@@ -32,6 +32,15 @@ __all__ = ["EngineConfig", "EngineProcess"]
 log = logging.getLogger(__name__)
 
 _LINE_LIMIT = 256 * 1024 * 1024
+_LARGE_LINE = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _EmbedCall:
+    """A call under way: what has come of it, and who waits for all."""
+
+    answer: asyncio.Future[list[list[float]]]
+    vectors: list[list[float]] = field(default_factory=list)
 
 
 class EngineProcess:
@@ -47,7 +56,7 @@ class EngineProcess:
         self._info: EngineInfo | None = None
         self._load = EngineLoad()
         self._jobs: dict[str, Outputs] = {}
-        self._embeds: dict[int, asyncio.Future[list[list[float]]]] = {}
+        self._embeds: dict[int, _EmbedCall] = {}
         self._call_ids = itertools.count()
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -134,14 +143,13 @@ class EngineProcess:
         """Mean of the last hidden state over tokens, one vector an input, unnormalised."""
         self._require_alive()
         call_id = next(self._call_ids)
-        answer: asyncio.Future[list[list[float]]] = asyncio.get_running_loop().create_future()
-        self._embeds[call_id] = answer
+        call = self._embeds[call_id] = _EmbedCall(asyncio.get_running_loop().create_future())
         try:
             self._send(pipe.Embed(call_id, inputs))
-            return await answer
+            return await call.answer
         finally:
             del self._embeds[call_id]
-            if not answer.done() or answer.cancelled():
+            if not call.answer.done() or call.answer.cancelled():
                 self._send(pipe.AbortEmbed(call_id))
 
     def load(self) -> EngineLoad:
@@ -186,6 +194,8 @@ class EngineProcess:
         try:
             while line := await reader.readline():
                 self._dispatch(pipe.decode_from_engine(line))
+                if len(line) > _LARGE_LINE:
+                    await asyncio.sleep(0)  # the next one may be there already
         except (ValidationError, ConnectionError, ValueError) as error:
             reason = f"the engine process sent nonsense: {type(error).__name__}"
         assert self._process is not None
@@ -212,14 +222,19 @@ class EngineProcess:
                     if (outputs := self._jobs.get(job_id)) is not None:
                         outputs.fail(TriremeError(failed.code, failed.message))
             case pipe.Embedded():
-                answer = self._embeds.get(message.call_id)
-                if answer is not None and not answer.done():
-                    if message.error:
-                        answer.set_exception(
-                            TriremeError("internal_error", f"embedding failed: {message.error}")
-                        )
-                    else:
-                        answer.set_result(message.vectors)
+                self._take_vectors(message)
+
+    def _take_vectors(self, message: pipe.Embedded) -> None:
+        call = self._embeds.get(message.call_id)
+        if call is None or call.answer.done():
+            return
+        if message.error:
+            error = TriremeError("internal_error", f"embedding failed: {message.error}")
+            call.answer.set_exception(error)
+            return
+        call.vectors.extend(message.vectors)
+        if not message.more:
+            call.answer.set_result(call.vectors)
 
     def _send(self, message: pipe.ToEngine) -> None:
         if self._writer is not None and not self._writer.is_closing():
@@ -235,9 +250,9 @@ class EngineProcess:
         self._dead.set_result(reason)
         for outputs in self._jobs.values():
             outputs.fail(TriremeError("engine_dead", reason))
-        for answer in self._embeds.values():
-            if not answer.done():
-                answer.set_exception(TriremeError("engine_dead", reason))
+        for call in self._embeds.values():
+            if not call.answer.done():
+                call.answer.set_exception(TriremeError("engine_dead", reason))
 
 
 def _waiting() -> dict[str, str]:

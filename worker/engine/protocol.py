@@ -78,7 +78,7 @@ class RawLogprob:
 
 @dataclass(frozen=True, slots=True)
 class PromptOutput:
-    """Sent once, after the prefill, when prompt log probabilities were asked for."""
+    """Prompt log probabilities that were asked for: after the prefill, in one piece or more."""
 
     logprobs: list[RawLogprob]
 
