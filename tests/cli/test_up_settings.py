@@ -11,9 +11,17 @@ from trireme.cli.supervise import RestartBudget
 from trireme.cli.up_settings import PortTaken, UpSettings, open_to_others, plan, with_ports
 
 
+def is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
 def test_workers_take_ports_one_after_the_other() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        base = probe.getsockname()[1]
+    # below those that the system gives to whoever asks for any, so that nobody takes them meanwhile
+    base = next(port for port in range(23000, 32000, 2) if is_free(port) and is_free(port + 1))
     settings = UpSettings(port=0, controller_port=0, worker_port=base, workers=2)
     assert with_ports(settings).worker_ports == (base, base + 1)
 
