@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 
 class Rate:
@@ -27,19 +28,36 @@ class Rate:
         return self._amount / self._seconds if self._seconds > 0 else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class PrefillBudget:
+    """How much prefill a step takes beside its decodes, in tokens.
+
+    Attributes:
+        tokens: most in all. A prompt that has no more than this to compute is short.
+        long: most of prompts that are not short.
+    """
+
+    tokens: int
+    long: int
+
+
 class PrefillPace:
     """How many prompt tokens a step may compute beside decodes.
 
-    The time for them stays below `share` of what the decodes take alone, so that a few long prompts
-    less than double the time between two tokens of the others, on any machine.
+    Long prompts take less than `share` of the time that the decodes take alone, so that a few of
+    them less than double the time between two tokens of the others, on any machine. Short prompts
+    may take `burst` times that time: each lengthens a single step for the others, and batches that
+    fill soon are worth more to all, since a step with few decodes takes nearly as long as one with
+    many (docs/performance.md).
 
     Args:
-        share: of the time of a step without prefill.
+        share, burst: in times of a step without prefill.
         least: tokens that are always allowed, so that prompts come forward.
     """
 
-    def __init__(self, share: float = 0.8, least: int = 16) -> None:
+    def __init__(self, share: float = 0.8, burst: float = 8.0, least: int = 16) -> None:
         self._share = share
+        self._burst = burst
         self._least = least
         self._decode_s: float | None = None
         self._token_s: float | None = None
@@ -54,16 +72,20 @@ class PrefillPace:
             beside = max(0.0, seconds - self._decode_s)
             self._token_s = _towards(self._token_s, beside / prefill_tokens)
 
-    def budget(self, num_waiting: int, num_decodes: int) -> int:
-        """Most prompt tokens in the next step, if it has decodes.
+    def budget(self, num_waiting: int, num_decodes: int) -> PrefillBudget:
+        """The next step's, if it has decodes.
 
         Where more sequences wait for their prefill than decode, it may take longer in proportion:
         those that wait count as much as those that are served.
         """
         if self._decode_s is None or not self._token_s:
-            return 4 * self._least
-        share = self._share * max(1.0, num_waiting / max(1, num_decodes))
-        return max(self._least, int(share * self._decode_s / self._token_s))
+            long = 4 * self._least
+            return PrefillBudget(int(long * self._burst / self._share), long)
+        tokens = max(1.0, num_waiting / max(1, num_decodes)) * self._decode_s / self._token_s
+        return PrefillBudget(
+            tokens=max(self._least, int(self._burst * tokens)),
+            long=max(self._least, int(self._share * tokens)),
+        )
 
 
 def _towards(mean: float | None, value: float) -> float:

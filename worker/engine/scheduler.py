@@ -12,9 +12,17 @@ import heapq
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
+from typing import Final, TypeAlias
 
 from worker.engine.blocks import BlockPool
+from worker.engine.rates import PrefillBudget
 from worker.engine.sequence import Sequence
+
+_Entry: TypeAlias = tuple[int, int, int, Sequence]
+"""Of the queue: priority, arrival, index of the choice, sequence."""
+
+_MOST_PASSED: Final = 16
+"""How many of the queue a step passes over, which bounds its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,40 @@ class Scheduled:
         return cls(seq, num_new, seq.num_computed, samples=num_new == seq.num_pending)
 
 
+class _Left:
+    """What is left of a step's budget, in tokens.
+
+    Args:
+        tokens: most in all.
+        prefill: the prefills' bounds, in force once `bound_prefill` is called.
+    """
+
+    def __init__(self, tokens: int, prefill: PrefillBudget | None) -> None:
+        self.tokens = tokens
+        self._long = tokens
+        self._prefill = prefill
+
+    def bound_prefill(self) -> None:
+        """The step has decodes: from here on the bounds count."""
+        if self._prefill is not None:
+            self.tokens = min(self.tokens, self._prefill.tokens)
+            self._long = self._prefill.long
+
+    def is_long(self, seq: Sequence) -> bool:
+        """Whether `seq`, with what is found of its prompt, has a long prefill before it."""
+        return self._prefill is not None and seq.num_pending > self._prefill.tokens
+
+    def share_of(self, seq: Sequence) -> int:
+        """How many tokens of `seq` the step can take."""
+        return min(seq.num_pending, self.tokens, self._long if seq.is_long else self.tokens)
+
+    def spend(self, seq: Sequence, num_new: int) -> None:
+        """Take tokens of `seq` into the step."""
+        self.tokens -= num_new
+        if seq.is_long and num_new > 1:
+            self._long -= num_new
+
+
 class Scheduler:
     """The waiting queue and the running batch.
 
@@ -48,7 +90,7 @@ class Scheduler:
         self._pool = pool
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
-        self._waiting: list[tuple[int, int, int, Sequence]] = []
+        self._waiting: list[_Entry] = []
         self.running: list[Sequence] = []
         self.preemptions = 0
 
@@ -99,39 +141,33 @@ class Scheduler:
         everyone = [*self.running, *(entry[-1] for entry in self._waiting)]
         return [seq for seq in everyone if seq.deadline is not None and seq.deadline <= now_s]
 
-    def schedule(self, prefill_budget: int | None = None) -> list[Scheduled]:
+    def schedule(self, prefill: PrefillBudget | None = None) -> list[Scheduled]:
         """The next step's work: decodes, then running prefills, then admissions.
 
         Args:
-            prefill_budget: most tokens of prefills in a step that has decodes; None for no limit
-                of their own.
+            prefill: bound on the prefills of a step that has decodes; None for none of their own.
         """
-        budget = self._max_batch_tokens
         batch: list[Scheduled] = []
         by_age = sorted(self.running, key=_age)
-        decodes = [seq for seq in by_age if seq.num_pending == 1]
-        prefills = [seq for seq in by_age if seq.num_pending > 1]
-        budget = self._extend(decodes, budget, batch)
-        if batch and prefill_budget is not None:
-            budget = min(budget, prefill_budget)
-        budget = self._extend(prefills, budget, batch)
-        self._admit(budget, batch)
+        left = _Left(self._max_batch_tokens, prefill)
+        self._extend([seq for seq in by_age if seq.num_pending == 1], left, batch)
+        if batch:
+            left.bound_prefill()
+        self._extend([seq for seq in by_age if seq.num_pending > 1], left, batch)
+        self._admit(left, batch)
         return batch
 
-    def _extend(self, seqs: SequenceOf[Sequence], budget: int, batch: list[Scheduled]) -> int:
-        """Give running sequences their next tokens; what is left of the budget."""
+    def _extend(self, seqs: SequenceOf[Sequence], left: _Left, batch: list[Scheduled]) -> None:
+        """Give running sequences their next tokens, as far as the budget goes."""
         for seq in seqs:
-            if budget == 0:
-                break
-            if not seq.block_table or seq.is_full:
-                continue  # preempted in this very step, or ends with the step under way
-            num_new = min(seq.num_pending, budget)
+            num_new = left.share_of(seq)
+            if num_new == 0 or not seq.block_table or seq.is_full:
+                continue  # nothing left, preempted in this very step, or ends with the last one
             if not self._make_room(seq, seq.num_computed + num_new, batch):
                 continue
             self._pool.grow(seq, seq.num_computed + num_new)
             batch.append(Scheduled.next_of(seq, num_new))
-            budget -= num_new
-        return budget
+            left.spend(seq, num_new)
 
     def advance(self, batch: SequenceOf[Scheduled]) -> None:
         """Count a step as computed, with `PENDING` for the tokens that it samples."""
@@ -148,24 +184,38 @@ class Scheduler:
                 item.seq.resolve(token_id)
         self.remove([item.seq for item in batch if item.seq.finish])
 
-    def _admit(self, budget: int, batch: list[Scheduled]) -> None:
-        while budget > 0 and self._waiting and len(self.running) < self._max_running:
-            seq = self._waiting[0][-1]
+    def _admit(self, left: _Left, batch: list[Scheduled]) -> None:
+        """Start sequences from the queue, in its order.
+
+        Short prompts pass long ones whose budget is spent, and all pass a choice that waits for
+        its leader. Nothing passes a sequence that waits for blocks.
+        """
+        passed: list[_Entry] = []
+        has_room = True
+        while self._waiting and left.tokens and len(self.running) < self._max_running:
+            if not has_room or len(passed) == _MOST_PASSED:
+                break
+            entry = heapq.heappop(self._waiting)
+            seq = entry[-1]
             if _waits_for_leader(seq):
-                break
-            num_found = self._pool.match_prefix(seq)
-            if not self._pool.can_grow(seq, seq.num_tokens):
+                passed.append(entry)
+                continue
+            num_found = seq.num_computed = self._pool.match_prefix(seq)
+            seq.is_long = left.is_long(seq)
+            num_new = left.share_of(seq)
+            has_room = self._pool.can_grow(seq, seq.num_tokens)
+            if not has_room or num_new == 0:
                 self._pool.release(seq)
-                break
-            heapq.heappop(self._waiting)
-            seq.num_computed = num_found
+                passed.append(entry)
+                continue
             if seq.num_cached is None:
                 seq.num_cached = num_found
-            num_new = min(seq.num_pending, budget)
             self._pool.grow(seq, seq.num_computed + num_new)
             self.running.append(seq)
             batch.append(Scheduled.next_of(seq, num_new))
-            budget -= num_new
+            left.spend(seq, num_new)
+        for entry in passed:
+            heapq.heappush(self._waiting, entry)
 
     def _make_room(self, seq: Sequence, num_tokens: int, batch: list[Scheduled]) -> bool:
         """Preempt the youngest until `seq` can grow; False when `seq` itself was the youngest."""

@@ -23,6 +23,7 @@ class Sequence:
         num_hashed: how many leading blocks are published in the prefix cache.
         block_hashes: hashes of the full blocks of `token_ids`, as far as computed.
         num_cached: prompt tokens that came from the prefix cache at the first admission.
+        is_long: whether its prefill is a long one beside decodes (`PrefillPace`).
         arrival: order of arrival; `deadline` is on the engine's clock, in seconds.
         leader: the first choice of the same job; the others wait for its prefill to share it.
         prompt_logprobs: gathered during the prefill, when asked for.
@@ -44,6 +45,7 @@ class Sequence:
     num_hashed: int = 0
     block_hashes: list[bytes] = field(default_factory=list)
     num_cached: int | None = None
+    is_long: bool = False
     output_counts: Counter[int] = field(default_factory=Counter)
     prompt_logprobs: list[RawLogprob] = field(default_factory=list)
     finish: Finish | None = None

@@ -22,8 +22,8 @@ from worker.model.attention_native import NativeAttention
 from worker.model.attention_varlen import VarlenAttention
 from worker.model.fused_layer import (
     FusedModel,
+    LayerOps,
     NativeOps,
-    RowOps,
     TorchOps,
     all_layers_fused,
     fuse_layers,
@@ -31,9 +31,9 @@ from worker.model.fused_layer import (
 )
 from worker.model.generate import GenerateCore
 from worker.model.graphs import CudaRecorder, DecodeGraphs
-from worker.model.kernels import KernelSet, load_kernels
+from worker.model.kernels import Kernels, KernelSet, load_kernels
 from worker.model.kv_size import devices_of, num_blocks_for, rehearse
-from worker.model.linear_cpu import can_pack, pack_linears
+from worker.model.linear_cpu import OneDnnProducts, can_pack, pack_linears
 from worker.model.loader import LoadedModel, load_model, pick_device
 from worker.model.overlap import OverlapRunner
 from worker.model.parallel import LeadRunner, join
@@ -137,9 +137,9 @@ def build_paged(
     kernels = load_kernels(report) if native else None
     attention = paged_attention(loaded, kernels)
     runner = _runner(loaded, attention, ranks, overlap=overlap)
-    ops: RowOps | None = None
+    ops = None
     if alone_on_cpu and not config.load_8bit and can_pack():
-        ops = NativeOps(kernels[loaded.dtype]) if kernels else TorchOps()
+        ops = _layer_ops(kernels[loaded.dtype] if kernels else None)
     own = loaded.model.config._attn_implementation
     try:
         _probe(loaded, attention, runner, ops)
@@ -187,6 +187,12 @@ def build_paged(
     return Built(core, runner.embed, info)
 
 
+def _layer_ops(kernels: Kernels | None) -> LayerOps:
+    if kernels is None:
+        return LayerOps(TorchOps(), OneDnnProducts())
+    return LayerOps(NativeOps(kernels), kernels.products or OneDnnProducts())
+
+
 def _runner(
     loaded: LoadedModel, attention: PagedAttention, ranks: Ranks | None, *, overlap: bool
 ) -> ModelRunner:
@@ -216,7 +222,7 @@ def _add_graphs(
 
 
 def _probe(
-    loaded: LoadedModel, attention: PagedAttention, runner: ModelRunner, ops: RowOps | None
+    loaded: LoadedModel, attention: PagedAttention, runner: ModelRunner, ops: LayerOps | None
 ) -> None:
     """Run a short text whole, in chunks and by a decode step: all must agree with transformers.
 
@@ -232,7 +238,7 @@ def _probe(
     expected = runner.plain(tokens).float()
     if ops is not None:
         fuse_layers(loaded.model, attention, ops)
-        pack_linears(loaded.model)
+        pack_linears(loaded.model, ops.products)
     try:
         attention.install(loaded.model)
         whole = runner.logits(tokens, [Span(0, _PROBE_TOKENS, ())], range(_PROBE_TOKENS))

@@ -1,6 +1,6 @@
 """Decoder layers of the Llama pattern on the CPU with fewer and larger operations.
 
-A layer of transformers runs about 45 operations beside its attention; here are 9 with the engine's
+A layer of transformers runs about 45 operations beside its attention; here are 8 with the engine's
 own kernels, 14 without: one product for queries, keys and values, rotation of queries and keys
 together, and silu, the product with the gate and both residual additions inside the matrix
 products.
@@ -17,7 +17,7 @@ from torch import nn
 
 from worker.model.attention import PagedAttention, Score, window_of
 from worker.model.kernels import Kernels
-from worker.model.linear_cpu import PackedWeight, is_packable, pad_rows
+from worker.model.linear_cpu import Products, is_packable, pad_rows
 
 LAYERS: Final = frozenset(
     {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"}
@@ -67,6 +67,14 @@ class NativeOps:
         return heads
 
 
+@dataclass(frozen=True, slots=True)
+class LayerOps:
+    """What a fused layer is made of."""
+
+    rows: RowOps
+    products: Products
+
+
 class FusedLayer(nn.Module):
     """Computes what `layer`, one of `LAYERS`, computes; its model may call it in its place.
 
@@ -77,7 +85,7 @@ class FusedLayer(nn.Module):
         window: tokens that a token sees; what the mask of the last call by the model said.
     """
 
-    def __init__(self, layer: Any, attention: PagedAttention, ops: RowOps) -> None:
+    def __init__(self, layer: Any, attention: PagedAttention, ops: LayerOps) -> None:
         super().__init__()
         own, mlp = layer.self_attn, layer.mlp
         self._index = int(own.layer_idx)
@@ -85,16 +93,17 @@ class FusedLayer(nn.Module):
         self._kv_heads = own.k_proj.out_features // self._dim
         self._heads = own.q_proj.out_features // self._dim
         self._scale = float(own.scaling)
-        self._qkv = PackedWeight([own.q_proj, own.k_proj, own.v_proj])
-        self._out = PackedWeight([own.o_proj])
-        self._gate = PackedWeight([mlp.gate_proj])
-        self._up = PackedWeight([mlp.up_proj])
-        self._down = PackedWeight([mlp.down_proj])
+        products = ops.products
+        self._qkv = products.weight([own.q_proj, own.k_proj, own.v_proj])
+        self._out = products.weight([own.o_proj])
+        self._gated = products.gated(mlp.gate_proj, mlp.up_proj)
+        self._down = products.weight([mlp.down_proj])
+        self._min_rows = products.min_rows
         # in lists, so that looking them up is no search through a module's parameters
         self._norms = [layer.input_layernorm, layer.post_attention_layernorm]
         self._head_norms = [getattr(own, name, None) for name in ("q_norm", "k_norm")]
         self._attention = attention
-        self._ops = ops
+        self._ops = ops.rows
         self.window: int | None = None
 
     def forward(
@@ -108,13 +117,13 @@ class FusedLayer(nn.Module):
         """As the layer's model calls it: [1, rows, hidden] -> [1, rows or more, hidden]."""
         self.window = window_of(attention_mask)
         cos, sin = (table[0] for table in position_embeddings)
-        return self.compute(pad_rows(hidden_states[0]), cos, sin).unsqueeze(0)
+        return self.compute(pad_rows(hidden_states[0], self._min_rows), cos, sin).unsqueeze(0)
 
     def compute(self, rows: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """One layer.
 
         Args:
-            rows: [n, hidden], n at least `MIN_ROWS`.
+            rows: [n, hidden], n at least the products' `min_rows`.
             cos, sin: rotary tables [tokens, dim] of the step's tokens, the first of the rows.
         """
         num, ops, heads = len(cos), self._ops, self._heads
@@ -135,8 +144,7 @@ class FusedLayer(nn.Module):
             attended[:num],
         )
         rows = self._out.add(attended.flatten(1), rows)
-        normed = ops.norm(rows, self._norms[1])
-        inner = self._up.multiply(normed, self._gate.silu(normed))
+        inner = self._gated.compute(ops.norm(rows, self._norms[1]))
         return self._down.add(inner, rows)
 
 
@@ -158,14 +166,15 @@ class FusedModel:
         base_model: called as this is, it yields hidden states.
     """
 
-    def __init__(self, model: Any, ops: RowOps) -> None:
+    def __init__(self, model: Any, ops: LayerOps) -> None:
         inner = model.base_model
         self._embed = inner.get_input_embeddings()
         self._rotary = inner.rotary_emb
         self._layers: list[FusedLayer] = list(inner.layers)
         self._norm = inner.norm
         self._head = model.get_output_embeddings()
-        self._ops = ops
+        self._ops = ops.rows
+        self._min_rows = ops.products.min_rows
         self.base_model = self._hidden
 
     def __call__(
@@ -183,19 +192,19 @@ class FusedModel:
     ) -> Output:
         embedded = self._embed(input_ids)
         cos, sin = self._rotary(embedded, position_ids)
-        rows = pad_rows(embedded[0])
+        rows = pad_rows(embedded[0], self._min_rows)
         for layer in self._layers:
             rows = layer.compute(rows, cos[0], sin[0])
         return Output(last_hidden_state=self._ops.norm(rows, self._norm).unsqueeze(0))
 
 
-def fuse_layers(model: nn.Module, attention: PagedAttention, ops: RowOps) -> int:
+def fuse_layers(model: nn.Module, attention: PagedAttention, ops: LayerOps) -> int:
     """Replace the decoder layers that can be fused, in place; returns how many."""
     found = [
         (parent, name, child)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if _can_fuse(child)
+        if _can_fuse(child, ops.products)
     ]
     for parent, name, layer in found:
         setattr(parent, name, FusedLayer(layer, attention, ops))
@@ -213,7 +222,7 @@ def all_layers_fused(model: Any) -> bool:
     return len(layers) > 0 and all(isinstance(layer, FusedLayer) for layer in layers)
 
 
-def _can_fuse(layer: Any) -> bool:
+def _can_fuse(layer: Any, products: Products) -> bool:
     if type(layer).__name__ not in LAYERS or not type(layer).__module__.startswith("transformers."):
         return False
     own, mlp = layer.self_attn, layer.mlp
@@ -221,7 +230,7 @@ def _can_fuse(layer: Any) -> bool:
     linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
     rope = getattr(own.config, "rope_parameters", None) or {}
     return (
-        all(map(is_packable, linears))
+        all(is_packable(linear, products) for linear in linears)
         and own.config.hidden_act == "silu"
         and rope.get("partial_rotary_factor", 1.0) == 1.0
         and (own.q_proj.bias is None) == (own.k_proj.bias is None) == (own.v_proj.bias is None)

@@ -23,9 +23,11 @@ from typing import Any, Final, TypeAlias
 
 import torch
 
+from worker.model.linear_native import NativeProducts
+
 log = logging.getLogger(__name__)
 
-SOURCE: Final = Path(__file__).with_name("kernels.cpp")
+SOURCES: Final = tuple(Path(__file__).with_name(f"{name}.cpp") for name in ("kernels", "products"))
 _FLAGS: Final = ("-std=gnu++17", "-O3", "-ffast-math", "-fPIC")
 _NAMES: Final = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _ARGUMENTS: Final[dict[str, list[Any]]] = {
@@ -52,9 +54,16 @@ class AttendCall(ctypes.Structure):
 
 
 class Kernels:
-    """The kernels of one dtype, for tensors on the CPU whose last dimension is dense."""
+    """The kernels of one dtype, for tensors on the CPU whose last dimension is dense.
+
+    Attributes:
+        products: matrix products, where this processor and dtype have faster ones than oneDNN's.
+    """
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self.products: NativeProducts | None = None
+        if dtype == torch.bfloat16 and library.has_products():
+            self.products = NativeProducts(library)
         for name, arguments in _ARGUMENTS.items():
             function = library[f"{name}_{_NAMES[dtype]}"]
             function.argtypes, function.restype = arguments, None
@@ -141,7 +150,7 @@ def _library(compiler: str, report: Callable[[str], None]) -> Path:
     flags = (*_FLAGS, native, *(("-fopenmp",) if openmp else ()))
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     known = [
-        SOURCE.read_bytes(),
+        *(source.read_bytes() for source in SOURCES),
         version,
         " ".join(flags).encode(),
         _processor(),
@@ -153,11 +162,13 @@ def _library(compiler: str, report: Callable[[str], None]) -> Path:
     if not library.is_file():
         report("compiling CPU kernels")
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made, linked = Path(scratch, "kernels.o"), Path(scratch, "kernels.so")
-            _run([compiler, *flags, "-c", str(SOURCE), "-o", str(made)])
+            linked = Path(scratch, "kernels.so")
+            made = [Path(scratch, f"{source.stem}.o") for source in SOURCES]
+            for source, to in zip(SOURCES, made, strict=True):
+                _run([compiler, *flags, "-c", str(source), "-o", str(to)])
             # torch's own OpenMP runtime, so that its threads are used; no -ffast-math in this
             # step, which would change how the whole process rounds
-            parts = [str(made), *([str(openmp)] if openmp else []), "-lm"]
+            parts = [*map(str, made), *([str(openmp)] if openmp else []), "-lm"]
             _run([compiler, "-shared", *parts, "-o", str(linked)])
             linked.replace(library)
     return library

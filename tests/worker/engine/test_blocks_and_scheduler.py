@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from worker.engine.blocks import BlockPool
 from worker.engine.protocol import Job, SequenceParams
+from worker.engine.rates import PrefillBudget
 from worker.engine.scheduler import Scheduled, Scheduler
 from worker.engine.sequence import Sequence, sequences_of
 
@@ -117,21 +118,57 @@ def test_decodes_come_first_and_prefills_are_cut_to_what_is_left() -> None:
     assert step(of) == [(1, 1), (2, 1)]
 
 
-def test_prefills_beside_decodes_have_a_budget_of_their_own() -> None:
-    of = scheduler(budget=50)
+def test_long_prefills_beside_decodes_have_a_budget_of_their_own() -> None:
+    bound = PrefillBudget(tokens=35, long=30)
+    of = scheduler(budget=60)
     of.add(one([1] * 20, arrival=0))
     of.add(one([2] * 40, arrival=1))
-    assert shape(of.schedule(8)) == [(0, 20), (1, 30)]  # nobody decodes yet
-    of = scheduler(budget=50)
+    assert shape(of.schedule(bound)) == [(0, 20), (1, 40)]  # nobody decodes yet
+    of = scheduler(budget=60)
     of.add(one([1] * 20, arrival=0))
     step(of)
     of.add(one([2] * 40, arrival=1))
     of.add(one([3] * 40, arrival=2))
-    batch = of.schedule(30)
+    batch = of.schedule(bound)
     assert shape(batch) == [(0, 1), (1, 30)]
     of.advance(batch)
     of.resolve(batch, [7, None])
-    assert shape(of.schedule(30)) == [(0, 1), (1, 10), (2, 20)]
+    assert shape(of.schedule(bound)) == [(0, 1), (1, 10), (2, 20)]
+
+
+def test_a_short_prompt_passes_long_ones() -> None:
+    bound = PrefillBudget(tokens=20, long=6)
+    of = scheduler()
+    of.add(one([1] * 3, arrival=0))
+    step(of)
+    for arrival in (1, 2):
+        of.add(one([arrival] * 40, arrival=arrival))
+    of.add(one([3] * 10, arrival=3))
+    of.add(one([4] * 10, arrival=4))
+    batch = of.schedule(bound)
+    assert shape(batch) == [(0, 1), (1, 6), (3, 10), (4, 4)]
+    of.advance(batch)
+    of.resolve(batch, [7, None, 7, None])
+    assert shape(of.schedule(bound)) == [(0, 1), (3, 1), (1, 6), (4, 6)]
+
+
+def test_a_prompt_found_in_the_cache_is_short() -> None:
+    bound = PrefillBudget(tokens=20, long=6)
+    of = scheduler()
+    of.add(one([1] * 40, arrival=0))
+    step(of)
+    of.add(one([2] * 40, arrival=1))
+    of.add(one([1] * 40 + [5] * 8, arrival=2))
+    assert shape(of.schedule(bound)) == [(0, 1), (1, 6), (2, 8)]
+
+
+def test_nothing_passes_a_sequence_that_waits_for_blocks() -> None:
+    of = scheduler(num_blocks=6)
+    of.add(one([1] * 15, arrival=0))
+    step(of)
+    of.add(one([2] * 12, arrival=1))
+    of.add(one([3] * 2, arrival=2))
+    assert step(of) == [(0, 1)]
 
 
 def test_a_lower_priority_number_is_admitted_first() -> None:
@@ -210,7 +247,8 @@ def test_whatever_happens_blocks_are_conserved_and_everyone_finishes(seed: int) 
             of.remove([alive.pop(rng.randrange(len(alive)))])
         if not of.has_work:
             break
-        batch = of.schedule()
+        bound = PrefillBudget(tokens=rng.randint(1, 30), long=rng.randint(1, 10))
+        batch = of.schedule(rng.choice([None, bound]))
         assert batch, "a step without progress"
         assert sum(item.num_new for item in batch) <= of._max_batch_tokens
         assert len({id(item.seq) for item in batch}) == len(batch)

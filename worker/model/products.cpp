@@ -1,0 +1,196 @@
+// Matrix products of bfloat16 rows with packed weights, for processors with AVX512-BF16 and without
+// AMX, which libraries use better; see linear_native.py.
+//
+// A decode step reads every weight once for a few rows, so memory sets its pace. The weights lie in
+// panels of 32 outputs, [inputs / 2][32 outputs][2 inputs], as `vdpbf16ps` takes them: each is read
+// once, from one end to the other. Panels are given to threads as these come for them, so that a
+// core that other work has taken for a while does not hold up the rest. Each output is summed in
+// the order of its inputs, however many rows there are.
+
+#include <cstdint>
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && !defined(__AMX_BF16__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace {
+
+typedef uint16_t bfloat16;
+
+constexpr int64_t LANES = 16, PANEL = 2 * LANES;
+constexpr int64_t NARROW_ROWS = 12;  // of a tile over one panel
+constexpr int64_t WIDE_ROWS = 6;     // of a tile over two, which reads less per product
+constexpr int64_t BLOCK_ROWS = 96;   // rows that stay in a core's cache while panels pass
+constexpr int64_t MANY_ROWS = 48;    // from here on wide tiles are faster
+constexpr int64_t TASKS_A_THREAD = 16;
+
+enum After : int64_t { NOTHING, ADD, GATE };
+
+struct Product {
+    const bfloat16 *rows;     // [num, inputs], `row_stride` apart
+    const bfloat16 *weights;  // packed
+    const bfloat16 *bias;     // [outputs], for GATE twice as many; or null
+    const bfloat16 *other;    // [num, outputs], `other_stride` apart; for ADD
+    bfloat16 *out;            // [num, outputs], dense
+    int64_t num, inputs, outputs, row_stride, other_stride;
+    int64_t after;            // one of After
+};
+
+inline __m512 load(const bfloat16 *from, __mmask16 mask) {
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+inline void store(bfloat16 *to, __m512 values, __mmask16 mask) {
+    _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh(values));
+}
+
+inline __m512 silu(__m512 values) {
+    float each[LANES];
+    _mm512_storeu_ps(each, values);
+    for (int64_t i = 0; i < LANES; i++) each[i] /= 1.0f + std::exp(-each[i]);
+    return _mm512_loadu_ps(each);
+}
+
+// Sums of ROWS rows with PANELS neighbouring panels: sums[row][16 outputs].
+template <int64_t ROWS, int64_t PANELS>
+void tile(const Product &p, int64_t row, int64_t panel, __m512 *sums) {
+    constexpr int64_t BLOCKS = 2 * PANELS;
+    const bfloat16 *from = p.rows + row * p.row_stride;
+    const bfloat16 *weights = p.weights + panel * p.inputs * PANEL;
+    __m512 acc[ROWS][BLOCKS];
+    for (int64_t r = 0; r < ROWS; r++)
+        for (int64_t b = 0; b < BLOCKS; b++) acc[r][b] = _mm512_setzero_ps();
+    for (int64_t i = 0; i < p.inputs; i += 2) {
+        __m512bh weight[BLOCKS];
+        for (int64_t b = 0; b < BLOCKS; b++)
+            weight[b] = (__m512bh)_mm512_loadu_si512(weights + b / 2 * p.inputs * PANEL +
+                                                     i * PANEL + b % 2 * PANEL);
+        for (int64_t r = 0; r < ROWS; r++) {
+            int32_t pair;
+            std::memcpy(&pair, from + r * p.row_stride + i, sizeof pair);
+            __m512i both = _mm512_set1_epi32(pair);
+            asm("" : "+v"(both));  // in a register: else it is loaded again for each product
+            for (int64_t b = 0; b < BLOCKS; b++)
+                acc[r][b] = _mm512_dpbf16_ps(acc[r][b], weight[b], (__m512bh)both);
+        }
+    }
+    for (int64_t r = 0; r < ROWS; r++)
+        for (int64_t b = 0; b < BLOCKS; b++) sums[r * BLOCKS + b] = acc[r][b];
+}
+
+template <int64_t PANELS, int64_t MOST>
+void tile_of(int64_t rows, const Product &p, int64_t row, int64_t panel, __m512 *sums) {
+    if constexpr (MOST > 0) {
+        if (rows == MOST) tile<MOST, PANELS>(p, row, panel, sums);
+        else tile_of<PANELS, MOST - 1>(rows, p, row, panel, sums);
+    }
+}
+
+inline __mmask16 lanes(int64_t num) {
+    return num >= LANES ? __mmask16(0xFFFF) : __mmask16((1 << std::max<int64_t>(num, 0)) - 1);
+}
+
+// What comes after the sums of a panel in one row.
+inline void finish(const Product &p, int64_t row, int64_t panel, const __m512 *sums) {
+    if (p.after == GATE) {  // of each panel the first half are gates, the second what they gate
+        int64_t at = panel * LANES;
+        __mmask16 mask = lanes(p.outputs - at);
+        __m512 gate = sums[0], up = sums[1];
+        if (p.bias) {
+            gate = _mm512_add_ps(gate, load(p.bias + at, mask));
+            up = _mm512_add_ps(up, load(p.bias + p.outputs + at, mask));
+        }
+        store(p.out + row * p.outputs + at, _mm512_mul_ps(silu(gate), up), mask);
+        return;
+    }
+    for (int64_t b = 0; b < 2; b++) {
+        int64_t at = panel * PANEL + b * LANES;
+        __mmask16 mask = lanes(p.outputs - at);
+        if (!mask) return;
+        __m512 sum = sums[b];
+        if (p.bias) sum = _mm512_add_ps(sum, load(p.bias + at, mask));
+        if (p.after == ADD)
+            sum = _mm512_add_ps(sum, load(p.other + row * p.other_stride + at, mask));
+        store(p.out + row * p.outputs + at, sum, mask);
+    }
+}
+
+// Rows `row` to `end` with `PANELS` panels from `panel` on, in tiles of nearly equal height.
+template <int64_t PANELS, int64_t MOST>
+void strip(const Product &p, int64_t row, int64_t end, int64_t panel) {
+    __m512 sums[MOST * 2 * PANELS];
+    int64_t num = end - row, parts = (num + MOST - 1) / MOST;
+    for (int64_t part = 0; part < parts; part++) {
+        int64_t first = row + num * part / parts, height = row + num * (part + 1) / parts - first;
+        tile_of<PANELS, MOST>(height, p, first, panel, sums);
+        for (int64_t r = 0; r < height; r++)
+            for (int64_t n = 0; n < PANELS; n++)
+                finish(p, first + r, panel + n, sums + (r * PANELS + n) * 2);
+    }
+}
+
+inline int64_t panels_of(int64_t outputs, bool gated) {
+    int64_t width = gated ? LANES : PANEL;
+    return (outputs + width - 1) / width;
+}
+
+}  // namespace
+
+extern "C" int64_t has_products() { return 1; }
+
+// Values of a packed weight.
+extern "C" int64_t packed_size(int64_t outputs, int64_t inputs, int64_t gated) {
+    return panels_of(outputs, gated) * PANEL * inputs;
+}
+
+// Packs weights [outputs, inputs]; with `up` of the same shape, both for GATE.
+extern "C" void pack_weight(const bfloat16 *weight, const bfloat16 *up, int64_t outputs,
+                            int64_t inputs, bfloat16 *packed) {
+    int64_t panels = panels_of(outputs, up != nullptr);
+#pragma omp parallel for
+    for (int64_t panel = 0; panel < panels; panel++)
+        for (int64_t lane = 0; lane < PANEL; lane++) {
+            int64_t at = up ? panel * LANES + lane % LANES : panel * PANEL + lane;
+            const bfloat16 *from = up && lane >= LANES ? up : weight;
+            bfloat16 *to = packed + panel * inputs * PANEL + lane * 2;
+            for (int64_t i = 0; i < inputs; i++)
+                to[i / 2 * 2 * PANEL + i % 2] = at < outputs ? from[at * inputs + i] : 0;
+        }
+}
+
+extern "C" void product(const Product *call) {
+    const Product p = *call;
+    const int64_t panels = panels_of(p.outputs, p.after == GATE);
+    const int64_t blocks = (p.num + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    const int64_t at_once = p.num >= MANY_ROWS ? 2 : 1;
+    int64_t threads = 1;
+#ifdef _OPENMP
+    threads = omp_get_max_threads();
+#endif
+    int64_t size = std::max<int64_t>(at_once, panels / (threads * TASKS_A_THREAD) / 2 * 2);
+    const int64_t tasks = (panels + size - 1) / size;
+#pragma omp parallel for collapse(2) schedule(dynamic)
+    for (int64_t block = 0; block < blocks; block++)
+        for (int64_t task = 0; task < tasks; task++) {
+            int64_t row = block * BLOCK_ROWS, end = std::min(p.num, row + BLOCK_ROWS);
+            int64_t panel = task * size, last = std::min(panels, panel + size);
+            if (at_once == 2)
+                for (; panel + 1 < last; panel += 2) strip<2, WIDE_ROWS>(p, row, end, panel);
+            for (; panel < last; panel++) strip<1, NARROW_ROWS>(p, row, end, panel);
+        }
+}
+
+#else
+
+extern "C" int64_t has_products() { return 0; }
+
+#endif
