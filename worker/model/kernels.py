@@ -27,8 +27,11 @@ from worker.model.linear_native import NativeProducts
 
 log = logging.getLogger(__name__)
 
-SOURCES: Final = tuple(Path(__file__).with_name(f"{name}.cpp") for name in ("kernels", "products"))
-_FLAGS: Final = ("-std=gnu++17", "-O3", "-ffast-math", "-fPIC")
+_FLAGS: Final = ("-std=gnu++17", "-O3", "-fPIC")
+_SOURCES: Final = {
+    Path(__file__).with_name("kernels.cpp"): (*_FLAGS, "-ffast-math"),
+    Path(__file__).with_name("products.cpp"): _FLAGS,
+}
 _NAMES: Final = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _ARGUMENTS: Final[dict[str, list[Any]]] = {
     "rms_norm": [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_float],
@@ -147,12 +150,12 @@ def _library(compiler: str, report: Callable[[str], None]) -> Path:
     """Path of the compiled library."""
     openmp = next((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"), None)
     native = "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"
-    flags = (*_FLAGS, native, *(("-fopenmp",) if openmp else ()))
+    machine = (native, *(("-fopenmp",) if openmp else ()))
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     known = [
-        *(source.read_bytes() for source in SOURCES),
+        *(source.read_bytes() for source in _SOURCES),
         version,
-        " ".join(flags).encode(),
+        repr((list(_SOURCES.values()), machine)).encode(),
         _processor(),
         str(openmp).encode(),
     ]
@@ -163,9 +166,9 @@ def _library(compiler: str, report: Callable[[str], None]) -> Path:
         report("compiling CPU kernels")
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             linked = Path(scratch, "kernels.so")
-            made = [Path(scratch, f"{source.stem}.o") for source in SOURCES]
-            for source, to in zip(SOURCES, made, strict=True):
-                _run([compiler, *flags, "-c", str(source), "-o", str(to)])
+            made = [Path(scratch, f"{source.stem}.o") for source in _SOURCES]
+            for (source, flags), to in zip(_SOURCES.items(), made, strict=True):
+                _run([compiler, *flags, *machine, "-c", str(source), "-o", str(to)])
             # torch's own OpenMP runtime, so that its threads are used; no -ffast-math in this
             # step, which would change how the whole process rounds
             parts = [*map(str, made), *([str(openmp)] if openmp else []), "-lm"]

@@ -14,7 +14,6 @@
 #include <immintrin.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #ifdef _OPENMP
@@ -53,11 +52,19 @@ inline void store(bfloat16 *to, __m512 values, __mmask16 mask) {
     _mm256_mask_storeu_epi16(to, mask, (__m256i)_mm512_cvtneps_pbh(values));
 }
 
-inline __m512 silu(__m512 values) {
-    float each[LANES];
-    _mm512_storeu_ps(each, values);
-    for (int64_t i = 0; i < LANES; i++) each[i] /= 1.0f + std::exp(-each[i]);
-    return _mm512_loadu_ps(each);
+// 2^x to 3e-7 of its value: the integer part by the exponent, the rest by a polynomial on
+// [-1/2, 1/2], the terms of the series of exp(x ln 2).
+inline __m512 power_of_two(__m512 x) {
+    __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 part = _mm512_sub_ps(x, whole), sum = _mm512_set1_ps(1.5403530e-4f);
+    for (float term : {1.3333558e-3f, 9.6181291e-3f, 5.5504109e-2f, 2.4022651e-1f, 6.9314718e-1f, 1.0f})
+        sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(term));
+    return _mm512_scalef_ps(sum, whole);
+}
+
+inline __m512 silu(__m512 x) {
+    __m512 exp = power_of_two(_mm512_mul_ps(x, _mm512_set1_ps(-1.44269504f)));
+    return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), exp));
 }
 
 // Sums of ROWS rows with PANELS neighbouring panels: sums[row][16 outputs].
