@@ -1,5 +1,7 @@
-"""Times a model's matrix products alone, with weights packed for oneDNN. Imports torch: it is run
-as a program of its own, `python -m benchmarks.bound_products MODEL`, and writes one JSON object.
+"""Times a model's matrix products alone, with packed weights: by oneDNN, and where the engine has
+its own, by those too. Imports torch: it is run as a program of its own,
+`python -m benchmarks.bound_products MODEL`, and writes one JSON object. Of both ways the faster
+counts, number of rows by number of rows.
 
 The weights are as many and as large as the model's, so that no cache holds them from one pass to
 the next. Products that take the same input (query, key and value; gate and up) are one.
@@ -9,14 +11,18 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from worker.model.linear_cpu import Products, Weight
 
 _ONE_PRODUCT = {
     "q_proj": "qkv",
@@ -25,7 +31,6 @@ _ONE_PRODUCT = {
     "gate_proj": "gate_up",
     "up_proj": "gate_up",
 }
-_PACKED_FOR_ROWS = 16
 _SMALL_BYTES = 32 * 1024 * 1024
 
 
@@ -61,22 +66,39 @@ def dtype_of(folder: Path) -> Any:
     return pick_dtype("auto", AutoConfig.from_pretrained(folder), torch.device("cpu"))
 
 
-def packed(shapes: Sequence[tuple[int, int]], dtype: Any) -> list[Any]:
-    """Random weights of these shapes, packed."""
+def ways(dtype: Any) -> dict[str, Products]:
+    """Ways to multiply, by name."""
+    from worker.model.kernels import load_kernels
+    from worker.model.linear_cpu import OneDnnProducts
+
+    found: dict[str, Products] = {"onednn": OneDnnProducts()}
+    kernels = load_kernels(lambda _text: None)
+    if kernels is not None and (own := kernels[dtype].products) is not None:
+        found["own"] = own
+    return found
+
+
+def packed(products: Products, shapes: Sequence[tuple[int, int]], dtype: Any) -> list[Weight]:
+    """Random weights of these shapes, (out, in), packed."""
     import torch
 
-    pack = torch.ops.mkldnn._reorder_linear_weight
-    return [pack(torch.randn(shape).to(dtype), _PACKED_FOR_ROWS) for shape in shapes]
+    def linear(out: int, width: int) -> torch.nn.Linear:
+        with torch.device("meta"):
+            layer = torch.nn.Linear(width, out, bias=False, dtype=dtype)
+        layer.weight = torch.nn.Parameter(torch.randn(out, width).to(dtype), requires_grad=False)
+        return layer
+
+    return [products.weight([linear(*shape)]) for shape in shapes]
 
 
-def one_pass(weights: Sequence[Any], inputs: Sequence[int], dtype: Any, rows: int) -> float:
+def one_pass(weights: Sequence[Weight], inputs: Sequence[int], dtype: Any, rows: int) -> float:
     """Seconds for one product with each of the weights, of the given widths."""
     import torch
 
     x = {width: torch.randn(rows, width).to(dtype) for width in set(inputs)}
     begin = time.perf_counter()
     for weight, width in zip(weights, inputs, strict=True):
-        torch.ops.mkldnn._linear_pointwise(x[width], weight, None, "none", [], "")
+        weight.linear(x[width])
     return time.perf_counter() - begin
 
 
@@ -109,19 +131,27 @@ def main(
     count = sum(out * width for out, width in [*layers, head])
     threads = threads or (1 if count * dtype.itemsize < _SMALL_BYTES else usable_cores())
     torch.set_num_threads(threads)
-    layer_weights, head_weights = packed(layers, dtype), packed([head], dtype)
-    layer_products = partial(one_pass, layer_weights, [width for _, width in layers], dtype)
-    head_product = partial(one_pass, head_weights, [head[1]], dtype)
     measure: dict[str, Callable[[], float]] = {}
-    for number in sorted({int(text) for text in rows.split(",")}):
-        # a single row takes a slow way in bfloat16, so the engine pads it too
-        padded = max(2, number) if dtype == torch.bfloat16 else number
-        measure[f"layers/{number}"] = partial(layer_products, padded)
-        measure[f"head/{number}"] = partial(head_product, padded)
-    for number in sorted({int(text) for text in chunks.split(",")}):
-        measure[f"chunk/{number}"] = partial(layer_products, number)
+    for way, products in ways(dtype).items():
+        layer_products = partial(
+            one_pass, packed(products, layers, dtype), [width for _, width in layers], dtype
+        )
+        head_product = partial(one_pass, packed(products, [head], dtype), [head[1]], dtype)
+        for number in sorted({int(text) for text in rows.split(",")}):
+            # oneDNN takes a slow way for few rows, so the engine pads them too
+            padded = max(products.min_rows, number) if dtype == torch.bfloat16 else number
+            measure[f"layers/{number}/{way}"] = partial(layer_products, padded)
+            measure[f"head/{number}/{way}"] = partial(head_product, padded)
+        for number in sorted({int(text) for text in chunks.split(",")}):
+            measure[f"chunk/{number}/{way}"] = partial(layer_products, number)
     with torch.inference_mode():
-        times = rounds_of(measure, seconds)
+        each = rounds_of(measure, seconds)
+    times: dict[str, list[float]] = {}
+    fastest: dict[str, str] = {}
+    for name, found in each.items():
+        product, _, way = name.rpartition("/")
+        if product not in times or statistics.median(found) < statistics.median(times[product]):
+            times[product], fastest[product] = found, way
     print(
         json.dumps(
             {
@@ -130,6 +160,7 @@ def main(
                 "parameters": count,
                 "torch": torch.__version__,
                 "omp": {name: os.environ[name] for name in os.environ if "OMP" in name},
+                "fastest": fastest,
                 "seconds": times,
             }
         )

@@ -71,12 +71,12 @@ class StepPlan:
     """What a step's flat row holds; index tensors are made once a step, not once a layer.
 
     Args:
-        rows_below: prefill chunks whose scores are fewer go with the decode rows.
+        by_rows: whether stored prefill chunks go with the decode rows.
     """
 
     spans: Sequence[Span]
     block_size: int
-    rows_below: int = 0
+    by_rows: bool = False
     slots: torch.Tensor | None = None
     has_rows: bool = False
     _chunk_lists: dict[tuple[object, ...], list[_Chunk]] = field(default_factory=dict)
@@ -95,8 +95,8 @@ class StepPlan:
             )
 
     def goes_by_rows(self, span: Span) -> bool:
-        """Whether each of its tokens is attended alone, as decode rows are."""
-        return span.is_decode or (bool(span.blocks) and span.length * span.end < self.rows_below)
+        """Whether it goes with the decode rows."""
+        return span.is_decode or (self.by_rows and bool(span.blocks))
 
     def chunks(self, window: int | None, device: torch.device, dtype: torch.dtype) -> list[_Chunk]:
         """Prefill chunks, for a layer of this kind."""

@@ -1,11 +1,13 @@
-"""Paged attention on the CPU with the engine's own kernels: decode rows and small prefill chunks
-read their blocks in place. Large chunks go the way of `GatherAttention`.
+"""Paged attention on the CPU with the engine's own kernels, which read the blocks in place.
+
+What is stored nowhere goes the way of `GatherAttention`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 
@@ -13,47 +15,50 @@ from worker.model.attention import LayerShapes, Score, Span
 from worker.model.attention_gather import GatherAttention, StepPlan
 from worker.model.kernels import AttendCall, KernelSet
 
+_MOST_ROWS: Final = 16
+_SCRATCH: Final = 128 * 1024
+"""Scores of a task, float32, that stay in a core's cache."""
+
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """Rows that are attended alone, as the kernel wants them, int32; kept while `call` is used.
+class _Tasks:
+    """A step's rows as the kernel wants them, int32; kept while `call` is used.
 
     Attributes:
-        rows: [n], where they are in the flat row.
+        first, count: [n], consecutive rows of one sequence: where in the flat row, how many.
+        end: [n], the positions that the first of them sees.
         table: [n, most blocks].
-        first, end: [n], the positions that each sees.
     """
 
-    rows: torch.Tensor
-    table: torch.Tensor
     first: torch.Tensor
+    count: torch.Tensor
     end: torch.Tensor
+    table: torch.Tensor
     call: AttendCall
 
     @classmethod
-    def of(cls, plan: StepPlan, window: int | None) -> _Rows:
+    def of(cls, plan: StepPlan, window: int | None, group: int) -> _Tasks:
+        """Cut into tasks; `group` query heads share a key head."""
         size, at = plan.block_size, 0
-        rows: list[int] = []
-        ends: list[int] = []
+        parts: list[tuple[int, int, int]] = []
         used: list[Sequence[int]] = []
         for span in plan.spans:
             if plan.goes_by_rows(span):
-                rows += range(at, at + span.length)
-                ends += range(span.start + 1, span.end + 1)
-                used += [span.blocks[: -(-span.end // size)]] * span.length
+                seen = span.end if window is None else min(span.end, window)
+                height = max(1, min(_MOST_ROWS, _SCRATCH // (group * seen)))
+                blocks = span.blocks[: -(-span.end // size)]
+                for row in range(0, span.length, height):
+                    count = min(height, span.length - row)
+                    parts.append((at + row, count, span.start + row + 1))
+                    used.append(blocks)
             at += span.length
         width = max(map(len, used))
-        made = cls(
-            rows=_int32(rows),
-            table=_int32([[*blocks, *[0] * (width - len(blocks))] for blocks in used]),
-            first=_int32([0 if window is None else max(0, end - window) for end in ends]),
-            end=_int32(ends),
-            call=AttendCall(num=len(rows), table_width=width, block_size=size),
-        )
-        call = made.call
-        call.rows, call.table = made.rows.data_ptr(), made.table.data_ptr()
-        call.first, call.end = made.first.data_ptr(), made.end.data_ptr()
-        return made
+        first, counts, end = (_int32(column) for column in zip(*parts, strict=True))
+        table = _int32([[*blocks, *[0] * (width - len(blocks))] for blocks in used])
+        call = AttendCall(num=len(parts), table_width=width, block_size=size, window=window or 0)
+        call.first, call.count = first.data_ptr(), counts.data_ptr()
+        call.end, call.table = end.data_ptr(), table.data_ptr()
+        return cls(first, counts, end, table, call)
 
 
 def _int32(values: Sequence[int] | Sequence[Sequence[int]]) -> torch.Tensor:
@@ -61,22 +66,16 @@ def _int32(values: Sequence[int] | Sequence[Sequence[int]]) -> torch.Tensor:
 
 
 class NativeAttention(GatherAttention):
-    """`GatherAttention` on the CPU, where single rows take no gathering.
+    """`GatherAttention` on the CPU, without the gathering.
 
     A layer's keys have the shape [kv_heads, num_blocks, head_dim, block_size] here, so that the
     scores of a block are sums over whole vectors.
-
-    Args:
-        rows_below: prefill chunks with fewer scores are faster row by row.
     """
 
-    def __init__(
-        self, kernels: KernelSet, block_size: int = 16, *, rows_below: int = 128 * 128
-    ) -> None:
+    def __init__(self, kernels: KernelSet, block_size: int = 16) -> None:
         super().__init__(block_size)
         self._kernels = kernels
-        self._rows_below = rows_below
-        self._rows: dict[int | None, _Rows] = {}
+        self._tasks: dict[tuple[int | None, int], _Tasks] = {}
 
     def allocate(self, layers: LayerShapes, num_blocks: int) -> None:
         """Make the pool, with the keys of each block transposed."""
@@ -87,8 +86,8 @@ class NativeAttention(GatherAttention):
 
     def plan(self, spans: Sequence[Span]) -> None:
         """Prepare a step."""
-        self._plan = StepPlan(spans, self.block_size, rows_below=self._rows_below)
-        self._rows = {}
+        self._plan = StepPlan(spans, self.block_size, by_rows=True)
+        self._tasks = {}
 
     def _store(
         self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
@@ -111,11 +110,12 @@ class NativeAttention(GatherAttention):
     def _attend_rows(
         self, layer: int, query: torch.Tensor, score: Score, out: torch.Tensor
     ) -> None:
-        if score.window not in self._rows:
-            self._rows[score.window] = _Rows.of(self._plan, score.window)
         keys, values = self._keys[layer], self._values[layer]
         query = _dense(query)
-        call = self._rows[score.window].call
+        kind = score.window, query.shape[1] // keys.shape[0]
+        if kind not in self._tasks:
+            self._tasks[kind] = _Tasks.of(self._plan, *kind)
+        call = self._tasks[kind].call
         call.query, call.out = query.data_ptr(), out.data_ptr()
         call.keys, call.values = keys.data_ptr(), values.data_ptr()
         call.heads, call.kv_heads = query.shape[1], keys.shape[0]

@@ -98,73 +98,106 @@ void put_values(const T *rows, T *pool, const int64_t *slots, int64_t num, int64
 constexpr int64_t LANES = 16;
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
 
+// One by one: whole arrays of them, copied at once, would stay in memory instead of registers.
+inline Lanes lanes(const float *from) {
+    Lanes found;
+    std::memcpy(&found, from, sizeof found);
+    return found;
+}
+
+// Blocks lie anywhere in the pool, so the processor does not foresee them.
+template <typename T>
+inline void fetch(const T *block, int64_t num) {
+    for (int64_t i = 0; i < num; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(block + i);
+}
+
 constexpr float NOTHING = -1e30f;  // a score whose share is 0; -ffast-math knows no infinity
 
+constexpr int64_t AT_ONCE = 4;  // blocks whose values are made float32 together
+
+// Tasks of consecutive rows of one sequence, of which each sees one position more than the one
+// before it.
 template <typename T>
 struct Attention {
     const T *query;
     T *out;
     const T *keys;              // [kv_heads, num_blocks, dim, block_size]
     const T *values;            // [kv_heads, num_blocks, block_size, value_dim]
-    const int32_t *rows;        // which rows of query and out
-    const int32_t *table;       // blocks of each, `table_width` apart
-    const int32_t *first, *end; // positions that each sees
+    const int32_t *first, *count; // rows of each task: where they begin, how many
+    const int32_t *end;         // positions that its first row sees: those before `end`
+    const int32_t *table;       // blocks of each task, `table_width` apart
     int64_t num, heads, kv_heads, dim, value_dim, num_blocks, block_size, table_width;
+    int64_t window;             // positions that a row sees at most, 0 for all
     int64_t query_row, query_head, out_row, out_head; // strides
     float scale, softcap; // softcap 0 for none
 
-    // One query row and one key head: scores of its group block by block, softmax, values.
+    int64_t begin(int64_t end) const { return window && end > window ? end - window : 0; }
+
+    // One task and one key head: scores of its rows' groups block by block, softmax, values.
     // DIM and BLOCK are the sizes where they are known to the compiler, else 0.
     template <int64_t DIM, int64_t BLOCK>
-    void group(int64_t at, int64_t kv_head) const {
+    void group(int64_t task, int64_t kv_head) const {
         const int64_t dim = DIM ? DIM : this->dim, value_dim = DIM ? DIM : this->value_dim;
         const int64_t size = BLOCK ? BLOCK : block_size;
-        const int64_t group = heads / kv_heads;
-        const int64_t from = first[at] / size, blocks = (end[at] - 1) / size + 1 - from;
+        const int64_t group = heads / kv_heads, queries = group * count[task];
+        const int64_t from = begin(end[task]) / size;
+        const int64_t blocks = (end[task] + count[task] - 2) / size + 1 - from;
         const int64_t length = blocks * size;
         const int64_t wide = dim > value_dim ? dim : value_dim;
         static thread_local std::vector<float> scratch;
-        scratch.resize(group * (length + wide) + wide * size);
-        float *scores = scratch.data(), *mine = scores + group * length;
-        float *tile = mine + group * wide;
-        const int32_t *used = table + at * table_width + from;
+        scratch.resize(queries * (length + wide) + AT_ONCE * wide * size);
+        float *scores = scratch.data(), *mine = scores + queries * length;
+        float *tile = mine + queries * wide;
+        const int32_t *used = table + task * table_width + from;
 
-        const T *q = query + rows[at] * query_row + kv_head * group * query_head;
-        for (int64_t j = 0; j < group; j++)
-            for (int64_t i = 0; i < dim; i++)
-                mine[j * dim + i] = load(q[j * query_head + i]) * scale;
+        for (int64_t j = 0; j < queries; j++) {
+            const T *q = query + (first[task] + j / group) * query_row +
+                         (kv_head * group + j % group) * query_head;
+            for (int64_t i = 0; i < dim; i++) mine[j * dim + i] = load(q[i]) * scale;
+        }
         for (int64_t b = 0; b < blocks; b++) {
             const T *key = keys + (kv_head * num_blocks + used[b]) * dim * size;
+            if (b + 1 < blocks)
+                fetch(keys + (kv_head * num_blocks + used[b + 1]) * dim * size, dim * size);
             for (int64_t i = 0; i < dim * size; i++) tile[i] = load(key[i]);
-            for (int64_t j = 0; j < group; j += 8)
-                several<8>(group - j, [&](auto num) {
+            for (int64_t j = 0; j < queries; j += 8)
+                several<8>(queries - j, [&](auto num) {
                     multiply<DIM, BLOCK, num()>(mine + j * dim, tile, scores + j * length + b * size,
                                                 dim, size, length);
                 });
         }
-        for (int64_t j = 0; j < group; j++) {
+        for (int64_t j = 0; j < queries; j++) {
             float *row = scores + j * length;
+            int64_t until = end[task] + j / group;
             if (softcap != 0)
                 for (int64_t t = 0; t < length; t++)
                     row[t] = softcap * std::tanh(row[t] / softcap);
-            for (int64_t t = 0; t < first[at] - from * size; t++) row[t] = NOTHING;
-            for (int64_t t = end[at] - from * size; t < length; t++) row[t] = NOTHING;
+            for (int64_t t = 0; t < begin(until) - from * size; t++) row[t] = NOTHING;
+            for (int64_t t = until - from * size; t < length; t++) row[t] = NOTHING;
             softmax(row, length);
         }
-        for (int64_t i = 0; i < group * value_dim; i++) mine[i] = 0;
-        for (int64_t b = 0; b < blocks; b++) {
-            const T *value = values + (kv_head * num_blocks + used[b]) * size * value_dim;
-            for (int64_t i = 0; i < size * value_dim; i++) tile[i] = load(value[i]);
-            for (int64_t j = 0; j < group; j += 4)
-                several<4>(group - j, [&](auto num) {
-                    accumulate<BLOCK, DIM, num()>(scores + j * length + b * size, tile,
-                                                  mine + j * value_dim, size, value_dim, length);
+        for (int64_t i = 0; i < queries * value_dim; i++) mine[i] = 0;
+        for (int64_t b = 0; b < blocks; b += AT_ONCE) {
+            int64_t most = b + AT_ONCE < blocks ? AT_ONCE : blocks - b;
+            for (int64_t n = 0; n < most; n++) {
+                const T *value = values + (kv_head * num_blocks + used[b + n]) * size * value_dim;
+                if (b + n + AT_ONCE < blocks)
+                    fetch(values + (kv_head * num_blocks + used[b + n + AT_ONCE]) * size * value_dim,
+                          size * value_dim);
+                float *to = tile + n * size * value_dim;
+                for (int64_t i = 0; i < size * value_dim; i++) to[i] = load(value[i]);
+            }
+            for (int64_t j = 0; j < queries; j += 4)
+                several<4>(queries - j, [&](auto num) {
+                    accumulate<DIM, num()>(scores + j * length + b * size, tile,
+                                           mine + j * value_dim, most * size, value_dim, length);
                 });
         }
-        T *to = out + rows[at] * out_row + kv_head * group * out_head;
-        for (int64_t j = 0; j < group; j++)
-            for (int64_t i = 0; i < value_dim; i++)
-                store(to[j * out_head + i], mine[j * value_dim + i]);
+        for (int64_t j = 0; j < queries; j++) {
+            T *to = out + (first[task] + j / group) * out_row +
+                    (kv_head * group + j % group) * out_head;
+            for (int64_t i = 0; i < value_dim; i++) store(to[i], mine[j * value_dim + i]);
+        }
     }
 
     // Calls `work` with min(num, MOST) as a constant: sums of several heads side by side, as each
@@ -184,8 +217,7 @@ struct Attention {
         if constexpr (DIM != 0 && BLOCK == LANES) {
             Lanes sums[NUM] = {};
             for (int64_t i = 0; i < DIM; i++) {
-                Lanes keys;
-                std::memcpy(&keys, tile + i * BLOCK, sizeof keys);
+                Lanes keys = lanes(tile + i * BLOCK);
                 for (int64_t n = 0; n < NUM; n++) sums[n] += queries[n * DIM + i] * keys;
             }
             for (int64_t n = 0; n < NUM; n++)
@@ -202,27 +234,31 @@ struct Attention {
     }
 
     // result[n][c] += sum over t of weights[n][t] * tile[t][c], the weights `length` apart.
-    template <int64_t BLOCK, int64_t DIM, int64_t NUM>
-    static void accumulate(const float *weights, const float *tile, float *result, int64_t size,
+    template <int64_t DIM, int64_t NUM>
+    static void accumulate(const float *weights, const float *tile, float *result, int64_t num,
                            int64_t dim, int64_t length) {
-        if constexpr (BLOCK != 0 && DIM != 0) {
-            for (int64_t start = 0; start < DIM; start += 2 * LANES) {
-                Lanes sums[NUM][2];
+        if constexpr (DIM != 0) {
+            constexpr int64_t WIDE = DIM % (4 * LANES) ? 2 : 4;
+            for (int64_t start = 0; start < DIM; start += WIDE * LANES) {
+                Lanes sums[NUM][WIDE];
                 for (int64_t n = 0; n < NUM; n++)
-                    std::memcpy(sums[n], result + n * DIM + start, sizeof sums[n]);
-                for (int64_t t = 0; t < BLOCK; t++) {
-                    Lanes values[2];
-                    std::memcpy(values, tile + t * DIM + start, sizeof values);
+                    for (int64_t c = 0; c < WIDE; c++)
+                        sums[n][c] = lanes(result + n * DIM + start + c * LANES);
+                for (int64_t t = 0; t < num; t++) {
+                    Lanes values[WIDE];
+                    for (int64_t c = 0; c < WIDE; c++)
+                        values[c] = lanes(tile + t * DIM + start + c * LANES);
                     for (int64_t n = 0; n < NUM; n++)
-                        for (int64_t c = 0; c < 2; c++)
+                        for (int64_t c = 0; c < WIDE; c++)
                             sums[n][c] += weights[n * length + t] * values[c];
                 }
                 for (int64_t n = 0; n < NUM; n++)
-                    std::memcpy(result + n * DIM + start, sums[n], sizeof sums[n]);
+                    for (int64_t c = 0; c < WIDE; c++)
+                        std::memcpy(result + n * DIM + start + c * LANES, &sums[n][c], sizeof(Lanes));
             }
         } else {
             for (int64_t n = 0; n < NUM; n++)
-                for (int64_t t = 0; t < size; t++)
+                for (int64_t t = 0; t < num; t++)
                     for (int64_t c = 0; c < dim; c++)
                         result[n * dim + c] += weights[n * length + t] * tile[t * dim + c];
         }
@@ -243,14 +279,14 @@ struct Attention {
 
     void run() const {
         int64_t seen = 0;
-        for (int64_t at = 0; at < num; at++) seen += end[at] - first[at];
-        bool known = dim == value_dim && block_size == 16;
+        for (int64_t task = 0; task < num; task++) seen += end[task] * count[task];
+        bool known = dim == value_dim && block_size == LANES;
 #pragma omp parallel for collapse(2) schedule(dynamic) if (seen * heads * dim > WORTH_A_THREAD)
-        for (int64_t at = 0; at < num; at++)
+        for (int64_t task = 0; task < num; task++)
             for (int64_t head = 0; head < kv_heads; head++) {
-                if (known && dim == 64) group<64, 16>(at, head);
-                else if (known && dim == 128) group<128, 16>(at, head);
-                else group<0, 0>(at, head);
+                if (known && dim == 64) group<64, LANES>(task, head);
+                else if (known && dim == 128) group<128, LANES>(task, head);
+                else group<0, 0>(task, head);
             }
     }
 };

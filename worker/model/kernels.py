@@ -48,9 +48,9 @@ class AttendCall(ctypes.Structure):
 
     _fields_ = (
         *((name, c_void_p) for name in ("query", "out", "keys", "values")),
-        *((name, c_void_p) for name in ("rows", "table", "first", "end")),
+        *((name, c_void_p) for name in ("first", "count", "end", "table")),
         *((name, c_int64) for name in ("num", "heads", "kv_heads", "dim", "value_dim")),
-        *((name, c_int64) for name in ("num_blocks", "block_size", "table_width")),
+        *((name, c_int64) for name in ("num_blocks", "block_size", "table_width", "window")),
         *((name, c_int64) for name in ("query_row", "query_head", "out_row", "out_head")),
         *((name, c_float) for name in ("scale", "softcap")),
     )
@@ -116,7 +116,7 @@ class Kernels:
         self._put_values(*_put_arguments(rows, pool, slots, num_blocks, block_size))
 
     def attend(self, call: AttendCall) -> None:
-        """Attention of single rows over their blocks; whoever makes `call` keeps its tensors."""
+        """Attention of rows over their blocks; whoever makes `call` keeps its tensors."""
         self._attend(ctypes.addressof(call))
 
 
