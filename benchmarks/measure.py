@@ -31,6 +31,8 @@ ANSWER_S = 120.0
 WARM_UP_TOKENS = 8
 LONG_PROMPT_WORDS = 500
 QUIET_PIECES = 64
+_LONG_TOKENS = 16
+"""Of the long prompts' answers: of fewer none may have text, with random weights."""
 
 
 class NotAnswering(RuntimeError):
@@ -176,7 +178,7 @@ async def _send(
         seen = await long_among_short(
             url,
             load,
-            replace(load, prompt_words=workload.long_words, tokens=WARM_UP_TOKENS),
+            replace(load, prompt_words=workload.long_words, tokens=_LONG_TOKENS),
             short_clients=cell.clients,
             long_requests=workload.long_requests,
             quiet_pieces=QUIET_PIECES,
