@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
 from dataclasses import dataclass
+from typing import Final
+
+_STEPS: Final = 31
 
 
 class Rate:
@@ -44,7 +49,7 @@ class PrefillBudget:
 class PrefillPace:
     """How many prompt tokens a step may compute beside decodes.
 
-    Long prompts take less than `share` of the time that the decodes take alone, so that a few of
+    Long prompts take at most `share` of the time that the decodes take alone, so that a few of
     them less than double the time between two tokens of the others, on any machine. Short prompts
     may take `burst` times that time: each lengthens a single step for the others, and batches that
     fill soon are worth more to all, since a step with few decodes takes nearly as long as one with
@@ -55,22 +60,27 @@ class PrefillPace:
         least: tokens that are always allowed, so that prompts come forward.
     """
 
-    def __init__(self, share: float = 0.6, burst: float = 8.0, least: int = 16) -> None:
+    def __init__(self, share: float = 0.9, burst: float = 8.0, least: int = 16) -> None:
         self._share = share
         self._burst = burst
         self._least = least
-        self._decode_s: float | None = None
+        self._decodes_s: deque[float] = deque(maxlen=_STEPS)
         self._token_s: float | None = None
 
     def observe(self, prefill_tokens: int, num_decodes: int, seconds: float) -> None:
         """Take a step's duration."""
         if not prefill_tokens:
-            self._decode_s = _towards(self._decode_s, seconds)
+            self._decodes_s.append(seconds)
         elif not num_decodes:
             self._token_s = _towards(self._token_s, seconds / prefill_tokens)
-        elif self._decode_s is not None:
+        elif self._decodes_s:
             beside = max(0.0, seconds - self._decode_s)
             self._token_s = _towards(self._token_s, beside / prefill_tokens)
+
+    @property
+    def _decode_s(self) -> float:
+        # a median: long prompts come with work that slows the steps before their first chunk
+        return statistics.median(self._decodes_s)
 
     def budget(self, num_waiting: int, num_decodes: int) -> PrefillBudget:
         """The next step's, if it has decodes.
@@ -78,7 +88,7 @@ class PrefillPace:
         Where more sequences wait for their prefill than decode, it may take longer in proportion:
         those that wait count as much as those that are served.
         """
-        if self._decode_s is None or not self._token_s:
+        if not self._decodes_s or not self._token_s:
             long = 4 * self._least
             return PrefillBudget(int(long * self._burst / self._share), long)
         tokens = max(1.0, num_waiting / max(1, num_decodes)) * self._decode_s / self._token_s

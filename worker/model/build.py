@@ -42,7 +42,7 @@ from worker.model.runner import ModelRunner
 log = logging.getLogger(__name__)
 
 _PROBE_TOKENS: Final = 12
-_LEAST_PREFILL_CPU: Final = 4
+_LEAST_PREFILL_CPU: Final = 8
 _LEAST_PREFILL_GPU: Final = 512  # fewer take as long: the weights are read once either way
 _SMALL_BYTES: Final = 32 * 1024**2
 
