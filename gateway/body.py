@@ -24,7 +24,7 @@ _UNPARSABLE: Final = "We could not parse the JSON body of your request."
 _ANSWER_CHANGING: Final = frozenset(
     "best_of chat_template documents grammar guided_choice guided_grammar guided_json guided_regex "
     "json_schema kv_transfer_params lora_adapter prompt_embeds prompt_token_ids regex schema "
-    "structured_outputs thinking tool_resources truncate_prompt_tokens".split()
+    "thinking tool_resources truncate_prompt_tokens".split()
 )
 """Unknown fields that are refused even when the gateway is lenient."""
 

@@ -61,6 +61,10 @@ def needs_native(request: GenerateRequest) -> str | None:
         return "prompt"
     if request.priority:
         return "priority"
+    if request.tools:
+        return "tools"
+    if request.structure is not None:
+        return request.structure.param
     return "chat_template_kwargs" if request.chat_template_kwargs else None
 
 

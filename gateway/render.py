@@ -266,13 +266,9 @@ class ChatRenderer(Renderer):
         choices = [
             {
                 "index": index,
-                "message": {
-                    "role": "assistant",
-                    "content": self._lead + choice.text,
-                    "refusal": None,
-                },
+                "message": self._message(choice.text),
                 "logprobs": choice.all_logprobs,
-                "finish_reason": choice.finish_reason,
+                "finish_reason": self._reason(choice.finish_reason),
             }
             for index, choice in enumerate(self._choices)
         ]
@@ -280,6 +276,13 @@ class ChatRenderer(Renderer):
         if self._shows_prompt_logprobs:
             fields["prompt_logprobs"] = self._choices[0].prompt_logprobs
         return orjson.dumps(fields)
+
+    def _message(self, text: str) -> dict[str, Any]:
+        return {"role": "assistant", "content": self._lead + text, "refusal": None}
+
+    def _reason(self, reason: FinishReason | None) -> str | None:
+        """As OpenAI names it."""
+        return reason
 
     def _openings(self, index: int) -> list[dict[str, Any]]:
         role = {

@@ -31,6 +31,8 @@ def chat_request(
         continue_final_message=going_on,
         chat_template_kwargs=request.chat_template_kwargs,
         conv_stops=True,
+        tools=[dict(tool) for tool in request.tool_use.shown] or None,
+        structure=request.structure,
         sampling=_sampling(
             request, logprobs=(request.top_logprobs or 0) if request.logprobs else None
         ),
@@ -57,6 +59,7 @@ def completion_requests(
             prompt_ids=None if isinstance(prompt, str) else prompt,
             add_special_tokens=request.add_special_tokens,
             sampling=sampling,
+            structure=request.structure,
             echo=request.echo,
             deadline_s=deadline_s,
             cache_salt=cache_salt,

@@ -68,6 +68,41 @@ class SamplingParams(_Wire):
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
 
+class Structure(_Wire):
+    """What the text of an answer must be.
+
+    Attributes:
+        kind: json_schema with a schema, json_object, regex with a pattern, choice with a list of
+            texts, grammar with one of Lark's kind, tools with functions (name, parameters: a
+            schema) and whether several may be called; a call is a line with the name and one with
+            the arguments.
+        value: as `kind` says; None for json_object.
+        param: the request's field, for errors.
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "choice", "grammar", "tools"]
+    value: Any = None
+    param: str = "response_format"
+
+    @model_validator(mode="after")
+    def _value_fits(self) -> Self:
+        value = self.value
+        match self.kind:
+            case "json_schema":
+                fits = isinstance(value, dict | bool)
+            case "json_object":
+                fits = value is None
+            case "choice":
+                fits = isinstance(value, list) and all(isinstance(one, str) for one in value)
+            case "tools":
+                fits = isinstance(value, dict)
+            case _:
+                fits = isinstance(value, str)
+        if not fits:
+            raise ValueError(f"no value for {self.kind}")
+        return self
+
+
 class GenerateRequest(_Wire):
     """One prompt to generate from. Exactly one of `messages`, `prompt`, `prompt_ids` is given.
 
@@ -78,6 +113,8 @@ class GenerateRequest(_Wire):
         prompt: a rendered prompt: special tokens in it are special tokens.
         add_special_tokens: whether `prompt` gets the tokenizer's BOS (and the like).
         conv_stops: add the conversation template's own stop strings and ids (set for chat).
+        tools: functions that the template tells the model of.
+        structure: what the answer's text must be; stop strings do not cut such a text.
         echo: send a `Prompt` event with the prompt's text.
         deadline_s: seconds from arrival after which the request fails with `deadline_exceeded`.
         cache_salt: seeds the prefix cache, so tenants do not see each other's timing.
@@ -97,6 +134,8 @@ class GenerateRequest(_Wire):
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     conv_stops: bool = False
     sampling: SamplingParams = Field(default_factory=SamplingParams)
+    tools: list[dict[str, Any]] | None = None
+    structure: Structure | None = None
     echo: bool = False
     deadline_s: Annotated[float, Field(gt=0)] | None = None
     cache_salt: str = ""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from protocol.generation import Structure
 from protocol.openai_fields import (
     MAX_CHOICES,
     Inputs,
@@ -45,6 +46,8 @@ from protocol.openai_responses import (
     TokenCheckResponse,
     UsageInfo,
 )
+from protocol.openai_structure import structure_of
+from protocol.openai_tools import ToolUse, tool_use
 
 __all__ = [
     "APIChatCompletionRequest",
@@ -215,6 +218,7 @@ class _Generation(_Inert):
     skip_special_tokens: bool = True
     echo: bool = False
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    structured_outputs: dict[str, Any] | None = None
     return_tokens_as_token_ids: bool = False
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] = 0
 
@@ -223,8 +227,16 @@ class _Generation(_Inert):
         """Most completion tokens asked for; None means up to the context length."""
         raise NotImplementedError
 
+    @property
+    def structure(self) -> Structure | None:
+        """What the answer's text must be."""
+        return structure_of(None, self.structured_outputs)
+
     @model_validator(mode="after")
     def _options_agree(self) -> _Generation:
+        if self.structure is not None and self.min_tokens:
+            message = "it does not go with structured output, which decides where it ends."
+            raise fault("invalid_value", message, "min_tokens")
         if self.top_k == 0:
             raise fault("integer_below_min_value", "expected -1 (off) or at least 1.", "top_k")
         if self.stream_options is not None and not self.stream:
@@ -266,6 +278,16 @@ class ChatCompletionRequest(_Generation):
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def tool_use(self) -> ToolUse:
+        """What the tools come to."""
+        return tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
+
+    @property
+    def structure(self) -> Structure | None:
+        forced = self.tool_use.forced
+        return forced or structure_of(self.response_format, self.structured_outputs)
+
     @model_validator(mode="after")
     def _chat_options_agree(self) -> ChatCompletionRequest:
         limits = {self.max_tokens, self.max_completion_tokens} - {None}
@@ -273,8 +295,9 @@ class ChatCompletionRequest(_Generation):
             raise fault("invalid_value", "it differs from 'max_completion_tokens'.", "max_tokens")
         if self.top_logprobs is not None and not self.logprobs:
             raise fault("invalid_request", "it needs 'logprobs' to be true.", "top_logprobs")
-        _check_tools(self.tools, self.tool_choice)
-        _check_response_format(self.response_format)
+        if self.tool_use.forced and structure_of(self.response_format, self.structured_outputs):
+            raise fault("invalid_value", "it excludes a forced tool call.", "response_format")
+        _check_json_is_named(self.response_format, self.messages)
         _check_template_kwargs(self.chat_template_kwargs)
         self._check_turns(self.messages)
         return self
@@ -370,23 +393,16 @@ class TokenCheckRequest(RequestFields):
 # ---- checks that need several fields ------------------------------------------------------------
 
 
-def _check_tools(tools: list[Any] | None, tool_choice: object) -> None:
-    if tools is None:
-        if tool_choice is not None:
-            raise fault("invalid_request", "it needs 'tools'.", "tool_choice")
+def _check_json_is_named(
+    response_format: dict[str, Any] | None, messages: list[ChatMessage] | str
+) -> None:
+    """OpenAI's own rule: a model that is not told of JSON would write spaces without an end."""
+    if response_format is None or response_format.get("type") != "json_object":
         return
-    if not tools:
-        raise fault("empty_array", "expected at least one item, got an empty array.", "tools")
-    if len(tools) > 128:
-        message = f"expected at most 128 items, got {len(tools)}."
-        raise fault("array_above_max_length", message, "tools")
-    raise fault("unsupported_parameter", "it is not supported yet.", "tools")
-
-
-def _check_response_format(response_format: dict[str, Any] | None) -> None:
-    if response_format is not None and response_format != {"type": "text"}:
-        message = "only {'type': 'text'} is supported yet."
-        raise fault("unsupported_parameter", message, "response_format")
+    texts = [messages] if isinstance(messages, str) else [one.text for one in messages]
+    if not any("json" in text.lower() for text in texts):
+        message = "it must contain the word 'json', to use 'response_format' of type 'json_object'."
+        raise fault("invalid_request", message, "messages")
 
 
 def _check_template_kwargs(kwargs: Mapping[str, Any]) -> None:

@@ -49,6 +49,7 @@ def plan(
     info: EngineInfo,
     template: ChatTemplate,
     *,
+    grammar: str | None = None,
     manner: Manner,
     interval: int,
     draw_seed: Callable[[], int],
@@ -60,6 +61,9 @@ def plan(
     """
     sampling = request.sampling
     _refuse_unsupported(sampling)
+    if grammar is not None and sampling.min_tokens:
+        message = "min_tokens does not go with structured output, which decides where it ends."
+        raise TriremeError("invalid_value", message, param="min_tokens")
     _check_prompt_scores(sampling, len(prompt.ids))
     max_tokens = _max_tokens(sampling.max_tokens, prompt, info.context_length, manner)
     asked_ids = tuple(sampling.stop_token_ids)
@@ -67,6 +71,8 @@ def plan(
         asked_ids += template.stop_token_ids
     eos_ids = () if sampling.ignore_eos else info.eos_token_ids
     stops = (*sampling.stop, *(template.stops if request.conv_stops else ()))
+    if grammar is not None:
+        stops = ()  # the grammar ends the text: cut short it would not be what was asked for
     greedy = sampling.temperature < _GREEDY_BELOW or sampling.top_p == 0
     return Plan(
         SequenceParams(
@@ -85,6 +91,7 @@ def plan(
             eos_token_ids=info.eos_token_ids,
             logprobs=sampling.logprobs,
             prompt_logprobs=sampling.prompt_logprobs,
+            grammar=grammar,
         ),
         TextOptions(
             stops=stops,

@@ -21,6 +21,7 @@ from worker.admission import Admission
 from worker.config import Settings
 from worker.engine.protocol import Engine, EngineInfo, EngineLoad, ModelLoadError
 from worker.text.prompt import TextModel
+from worker.text.structure import Structures
 from worker.text.templates import NamedTemplate
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Ready:
     """A model that can be served now: one engine's life.
 
     Attributes:
+        structures: makes grammars for its engine.
         digest: same digest, same answers: weights, dtype, tokenizer, template, version.
     """
 
@@ -45,8 +47,11 @@ class Ready:
     text: TextModel
     admission: Admission
     digest: str = field(init=False)
+    structures: Structures = field(init=False)
 
     def __post_init__(self) -> None:
+        made = Structures(self.text.tokenizer, self.info.vocab_size, self.info.eos_token_ids)
+        object.__setattr__(self, "structures", made)
         parts = (self.info.weights_digest, self.text.fingerprint, self.info.dtype, __version__)
         digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
         object.__setattr__(self, "digest", digest)
@@ -283,6 +288,8 @@ class Runtime:
             clock=self._clock,
         )
         self._watch = StallWatch()
+        if info.grammars:
+            engine.use_tokenizer(text.tokenizer.described)
         self._ready = Ready(engine, info, text, admission)
         self._enter_state("ready", "")
         log.info(

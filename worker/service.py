@@ -92,7 +92,8 @@ class Service:
         with self._runtime.request():
             async with asyncio.timeout_at(until):
                 prompt = await self._encode(ready, request)
-            made = self._plan(ready, request, prompt, manner)
+                grammar = await self._grammar(ready, request)
+            made = self._plan(ready, request, prompt, grammar, manner)
             place = ready.admission.enter(len(prompt.ids), request.sampling.n, request.priority)
             with place as ticket:
                 started = Started(
@@ -113,7 +114,12 @@ class Service:
                         yield events
 
     def _plan(
-        self, ready: Ready, request: GenerateRequest, prompt: EncodedPrompt, manner: Manner
+        self,
+        ready: Ready,
+        request: GenerateRequest,
+        prompt: EncodedPrompt,
+        grammar: str | None,
+        manner: Manner,
     ) -> Plan:
         if not ready.info.generates:
             message = f"The model `{request.model}` does not generate text."
@@ -123,6 +129,7 @@ class Service:
             prompt,
             ready.info,
             ready.text.template,
+            grammar=grammar,
             manner=manner,
             interval=max(self._runtime.settings.stream_interval, _WHOLE_INTERVAL * request.whole),
             draw_seed=self._runtime.draw_seed,
@@ -143,6 +150,16 @@ class Service:
             cache_salt=request.cache_salt,
         )
 
+    async def _grammar(self, ready: Ready, request: GenerateRequest) -> str | None:
+        """What the answer is held to; made beside the event loop."""
+        structure = request.structure
+        if structure is None:
+            return None
+        if not ready.info.grammars:
+            message = f"The engine {ready.info.engine} has no structured output."
+            raise TriremeError("unsupported_by_model", message, param=structure.param)
+        return await asyncio.to_thread(ready.structures.grammar, structure)
+
     async def _encode(self, ready: Ready, request: GenerateRequest) -> EncodedPrompt:
         """Prompt ids; a long text is tokenized beside the event loop."""
         if request.prompt_ids is not None:
@@ -155,6 +172,7 @@ class Service:
             request.add_generation_prompt,
             request.continue_final_message,
             request.chat_template_kwargs,
+            request.tools,
         )
         return await self._encode_messages(ready, request.messages or [], options)
 

@@ -57,6 +57,14 @@ def part(**fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": [fields]}]}
 
 
+def function(**fields: Any) -> dict[str, Any]:
+    tool = {"type": "function", "function": fields}
+    return {"tools": [tool], "tool_choice": "required"}
+
+
+CALL = function(name="f")
+NAMED_F, NAMED_G = ({"type": "function", "function": {"name": name}} for name in "fg")
+NAMED_SCHEMA = {"name": "x", "schema": {"type": "object"}}
 CALLED = {"role": "assistant", "content": None, "tool_calls": [
     {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1'}}
 ]}  # fmt: skip
@@ -192,14 +200,91 @@ ROWS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
     ),
     ("chat", {"tools": []}, "tools", "empty_array", {"tools": None}),
     ("chat", {"tools": [{}] * 129}, "tools", "array_above_max_length", {}),
-    ("chat", {"tools": [{"type": "function"}]}, "tools", UNSUPPORTED, {}),
+    ("chat", {"tools": [{"type": "function"}]}, "tools[0].function", ABSENT, CALL),
+    ("chat", {"tools": [{}]}, "tools[0].type", ABSENT, CALL),
+    ("chat", {"tools": ["f"]}, "tools[0]", TYPE, CALL),
+    ("chat", {"tools": [{"type": "custom"}]}, "tools[0].type", UNSUPPORTED, CALL),
+    ("chat", function(name="a b"), "tools[0].function.name", VALUE, function(name="a_b-1")),
+    ("chat", function(name="f", foo=1), "tools[0].function.foo", UNKNOWN, function(name="f")),
+    (
+        "chat",
+        function(name="f", parameters=[]),
+        "tools[0].function.parameters",
+        TYPE,
+        function(name="f", parameters={}),
+    ),
+    ("chat", function(name="f", strict=1), "tools[0].function.strict", TYPE, CALL),
+    ("chat", {"tools": CALL["tools"] * 2}, "tools[1].function.name", VALUE, CALL),
+    ("chat", {**CALL, "tool_choice": "auto"}, "tool_choice", UNSUPPORTED, CALL),
+    ("chat", {**CALL, "tool_choice": None}, "tool_choice", UNSUPPORTED, CALL),
+    (
+        "chat",
+        {**CALL, "tool_choice": "some"},
+        "tool_choice",
+        VALUE,
+        {**CALL, "tool_choice": "none"},
+    ),
+    (
+        "chat",
+        {**CALL, "tool_choice": NAMED_G},
+        "tool_choice",
+        OTHER,
+        {**CALL, "tool_choice": NAMED_F},
+    ),
     ("chat", {"tool_choice": "auto"}, "tool_choice", OTHER, {"tool_choice": None}),
     (
         "chat",
-        {"response_format": {"type": "json_object"}},
+        {**CALL, "response_format": {"type": "json_schema", "json_schema": NAMED_SCHEMA}},
         "response_format",
-        UNSUPPORTED,
-        {"response_format": {"type": "text"}},
+        VALUE,
+        {**CALL, "response_format": {"type": "text"}},
+    ),
+    ("chat", {"response_format": {}}, "response_format.type", ABSENT, {}),
+    ("chat", {"response_format": {"type": "xml"}}, "response_format", VALUE, {}),
+    ("chat", {"response_format": {"type": "text", "a": 1}}, "response_format.a", UNKNOWN, {}),
+    (
+        "chat",
+        {"response_format": {"type": "json_schema"}},
+        "response_format",
+        "invalid_json_schema",
+        {"response_format": {"type": "json_schema", "json_schema": NAMED_SCHEMA}},
+    ),
+    (
+        "chat",
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+        "response_format",
+        "invalid_json_schema",
+        {},
+    ),
+    (
+        "chat",
+        {"response_format": {"type": "json_object"}},
+        "messages",
+        OTHER,
+        {"response_format": {"type": "json_object"}, **turn(content="JSON, please")},
+    ),
+    ("text", {"structured_outputs": {}}, "structured_outputs", VALUE, {}),
+    ("text", {"structured_outputs": {"regex": 1}}, "structured_outputs.regex", TYPE, {}),
+    (
+        "text",
+        {"structured_outputs": {"choice": []}},
+        "structured_outputs.choice",
+        "empty_array",
+        {},
+    ),
+    (
+        "text",
+        {"structured_outputs": {"regex": "a", "choice": ["a"]}},
+        "structured_outputs",
+        VALUE,
+        {"structured_outputs": {"regex": "a"}},
+    ),
+    (
+        "text",
+        {"structured_outputs": {"regex": "a"}, "min_tokens": 2},
+        "min_tokens",
+        VALUE,
+        {"structured_outputs": {"choice": ["a"]}},
     ),
     ("chat", {"foo": 1}, "foo", UNKNOWN, {}),
     ("chat", {"foo": None}, "foo", UNKNOWN, {}),

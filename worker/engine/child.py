@@ -108,6 +108,8 @@ def _handle(core: Any, embeds: EmbedQueue, message: Any) -> bool:
     match message:
         case pipe.Submit():
             core.submit(message.job)
+        case pipe.UseTokenizer():
+            core.use_tokenizer(message.described)
         case pipe.Embed():
             embeds.add(message.call_id, message.inputs)
         case pipe.Abort():

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias, cast
 
 from worker.engine.blocks import BlockPool
+from worker.engine.grammar import GrammarError, Grammars, Matcher
 from worker.engine.protocol import (
     EngineLoad,
     Job,
@@ -126,6 +127,7 @@ class EngineCore:
         max_running, max_batch_tokens: bounds of a step.
         overlap: whether to launch a step before the one before has ended; takes a `Launcher`.
         least_prefill: prompt tokens that a step always takes beside its decodes.
+        vocab_size, eos_token_ids: of the model, for grammars.
         clock: seconds, monotonic.
     """
 
@@ -138,6 +140,8 @@ class EngineCore:
         max_batch_tokens: int,
         overlap: bool = False,
         least_prefill: int = 16,
+        vocab_size: int = 0,
+        eos_token_ids: SequenceOf[int] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.runner = runner
@@ -150,6 +154,10 @@ class EngineCore:
         )
         self._clock = clock
         self._jobs: dict[str, list[Sequence]] = {}
+        self._vocab_size, self._eos_token_ids = vocab_size, eos_token_ids
+        self._described = ""
+        self._grammars: Grammars | None = None
+        self._refused: list[tuple[str, Output]] = []
         self._arrivals = 0
         self._steps = 0
         self._prompt_tokens = 0
@@ -161,16 +169,32 @@ class EngineCore:
     @property
     def has_work(self) -> bool:
         """Whether `step` would have anything to do."""
-        return self._scheduler.has_work or self._flight is not None
+        return self._scheduler.has_work or self._flight is not None or bool(self._refused)
 
     def submit(self, job: Job) -> None:
-        """Queue a job."""
+        """Queue a job; one whose grammar cannot be used fails with the next step."""
         self._arrivals += 1
-        seqs = sequences_of(job, self._arrivals, self._clock())
+        try:
+            matcher = self._matcher(job.params.grammar)
+        except GrammarError as error:
+            self._refused.append((job.job_id, JobFailed("invalid_grammar", str(error))))
+            return
+        seqs = sequences_of(job, self._arrivals, self._clock(), matcher)
         self._jobs[job.job_id] = seqs
         self._prompt_tokens += len(job.prompt_ids)
         for seq in seqs:
             self._scheduler.add(seq)
+
+    def use_tokenizer(self, described: str) -> None:
+        """As `Engine.use_tokenizer`."""
+        self._described, self._grammars = described, None
+
+    def _matcher(self, grammar: str | None) -> Matcher | None:
+        if grammar is None:
+            return None
+        if self._grammars is None:
+            self._grammars = Grammars(self._described, self._vocab_size, self._eos_token_ids)
+        return self._grammars.begin(grammar)
 
     def abort(self, job_id: str, index: int | None = None) -> None:
         """End a job, or one choice of it; what is unknown or already ended is no error."""
@@ -179,7 +203,8 @@ class EngineCore:
 
     def step(self) -> list[tuple[str, Output]]:
         """Compute a step, or launch it and take the one before; outputs with their job's id."""
-        outputs = self._drop_expired()
+        outputs: list[tuple[str, Output]] = [*self._refused, *self._drop_expired()]
+        self._refused.clear()
         before = self._flight
         if before and any(item.seq.reads_tokens for item in before.batch):
             outputs += self._land(before)
@@ -252,8 +277,12 @@ class EngineCore:
             [item for item, _result in alive], [result.token_id for _item, result in alive]
         )
         for item, result in alive:
-            if result.token_id is not None:
-                outputs.append((item.seq.job_id, step_output(item.seq, result)))
+            if item.seq.matcher is not None and item.seq.matcher.error:
+                outputs += self._fail_grammar(item.seq, item.seq.matcher.error)
+            elif result.token_id is not None:
+                output = step_output(item.seq, result)
+                self._generation_tokens += len(output.ids)
+                outputs.append((item.seq.job_id, output))
         self._forget([item.seq for item, _result in alive if item.seq.finish])
         return outputs
 
@@ -279,6 +308,12 @@ class EngineCore:
         self._drop(self._jobs[seq.job_id])
         return [(seq.job_id, JobFailed("bad_logits", BAD_LOGITS))]
 
+    def _fail_grammar(self, seq: Sequence, reason: str) -> list[tuple[str, Output]]:
+        if seq.job_id not in self._jobs:
+            return []  # another choice of it has failed already
+        self._drop(self._jobs[seq.job_id])
+        return [(seq.job_id, JobFailed("invalid_grammar", reason))]
+
     def _drop_expired(self) -> list[tuple[str, Output]]:
         late = dict.fromkeys(seq.job_id for seq in self._scheduler.expired(self._clock()))
         for job_id in late:
@@ -303,17 +338,17 @@ class EngineCore:
         self._pace.observe(prefill, sum(item.num_new == 1 for item in batch), seconds)
         self._prefill_rate.add(prefill, seconds)
         self._decode_rate.add(sum(item.samples for item in batch), seconds)
-        self._generation_tokens += sum(item.samples for item in batch)
 
 
 def step_output(seq: Sequence, result: RowResult) -> StepOutput:
-    token_id = seq.token_ids[-1]
+    """What a sequence gained since it was last asked: a token, and what its grammar forced."""
+    pos, seq.num_told = seq.num_told, seq.num_output
     return StepOutput(
         index=seq.index,
-        pos=seq.num_output - 1,
-        ids=[token_id],
+        pos=pos,
+        ids=seq.token_ids[seq.prompt_len + pos :],
         logprobs=None if result.logprob is None else [result.logprob],
         finish=seq.finish,
-        stop_token=token_id if seq.finish == "stop" else None,
+        stop_token=seq.stop_token,
         cached_tokens=seq.num_cached or 0,
     )

@@ -27,6 +27,12 @@ class Submit:
 
 
 @dataclass(frozen=True, slots=True)
+class UseTokenizer:
+    described: str
+    kind: Literal["use_tokenizer"] = "use_tokenizer"
+
+
+@dataclass(frozen=True, slots=True)
 class Abort:
     job_id: str
     index: int | None = None
@@ -87,12 +93,14 @@ class Embedded:
     kind: Literal["embedded"] = "embedded"
 
 
-ToEngine: TypeAlias = Annotated[Submit | Abort | Embed | AbortEmbed, Field(discriminator="kind")]
+ToEngine: TypeAlias = Annotated[
+    Submit | UseTokenizer | Abort | Embed | AbortEmbed, Field(discriminator="kind")
+]
 FromEngine: TypeAlias = Annotated[
     Progress | Ready | LoadFailed | Step | Embedded, Field(discriminator="kind")
 ]
 
-_TO_ENGINE: TypeAdapter[Submit | Abort | Embed | AbortEmbed] = TypeAdapter(ToEngine)
+_TO_ENGINE: TypeAdapter[Submit | UseTokenizer | Abort | Embed | AbortEmbed] = TypeAdapter(ToEngine)
 _FROM_ENGINE: TypeAdapter[Progress | Ready | LoadFailed | Step | Embedded] = TypeAdapter(FromEngine)
 
 
@@ -116,7 +124,7 @@ def pieces(output: PromptOutput) -> Iterator[PromptOutput]:
         yield PromptOutput(output.logprobs[at : at + size])
 
 
-def decode_to_engine(line: bytes) -> Submit | Abort | Embed | AbortEmbed:
+def decode_to_engine(line: bytes) -> Submit | UseTokenizer | Abort | Embed | AbortEmbed:
     """Read a line that the HTTP process sent; `ValidationError` when it is none."""
     return _TO_ENGINE.validate_json(line)
 

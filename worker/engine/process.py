@@ -236,6 +236,10 @@ class EngineProcess:
         if not message.more:
             call.answer.set_result(call.vectors)
 
+    def use_tokenizer(self, described: str) -> None:
+        """As `Engine.use_tokenizer`."""
+        self._send(pipe.UseTokenizer(described))
+
     def _send(self, message: pipe.ToEngine) -> None:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(pipe.encode(message))

@@ -25,6 +25,8 @@ class SequenceParams:
             `stop_token_ids` that are suppressed too.
         logprobs: None is off; k gives the chosen token's log probability and the k best.
         prompt_logprobs: the same for the prompt's tokens.
+        grammar: what the text must be, in llguidance's JSON; tokens that it leaves no choice about
+            cost no step, unless their log probabilities are asked for.
     """
 
     max_tokens: int
@@ -42,6 +44,7 @@ class SequenceParams:
     eos_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ class EngineInfo:
         capacity: sequences that run at once.
         kv_blocks, block_size: size of the KV pool; 0 where there is none.
         embeds: whether `embed` works.
-        generates: whether `submit` works.
+        generates: whether `submit` works. grammars: whether it knows `SequenceParams.grammar`.
         dtype, device: as loaded, such as `bfloat16`, `cuda:0`.
         weights_digest: sha256 over what determines the answers: weights, dtype, engine.
     """
@@ -131,6 +134,7 @@ class EngineInfo:
     block_size: int = 0
     embeds: bool = True
     generates: bool = True
+    grammars: bool = False
     dtype: str = ""
     device: str = ""
     weights_digest: str = ""
@@ -177,6 +181,9 @@ class Engine(Protocol):
         Raises:
             ModelLoadError: with a one-line reason; the worker exits with code 3.
         """
+
+    def use_tokenizer(self, described: str) -> None:
+        """The vocabulary for grammars: a `tokenizer.json`, as text. Before any job with one."""
 
     async def wait_dead(self) -> str:
         """Returns a reason when the engine can serve no more (its process ended)."""

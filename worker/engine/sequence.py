@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
+from worker.engine.grammar import Matcher
 from worker.engine.protocol import Finish, Job, RawLogprob, SequenceParams
 
 PENDING: Final = -1
@@ -27,6 +28,8 @@ class Sequence:
         arrival: order of arrival; `deadline` is on the engine's clock, in seconds.
         leader: the first choice of the same job; the others wait for its prefill to share it.
         prompt_logprobs: gathered during the prefill, when asked for.
+        matcher: holds the output to a grammar.
+        stop_token: the one that ended it. num_told: how much of the output was given out.
         output_counts: how often each generated token occurs, for the penalties.
     """
 
@@ -46,9 +49,12 @@ class Sequence:
     block_hashes: list[bytes] = field(default_factory=list)
     num_cached: int | None = None
     is_long: bool = False
+    matcher: Matcher | None = None
     output_counts: Counter[int] = field(default_factory=Counter)
     prompt_logprobs: list[RawLogprob] = field(default_factory=list)
     finish: Finish | None = None
+    stop_token: int | None = None
+    num_told: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -79,6 +85,7 @@ class Sequence:
             or params.presence_penalty
             or params.frequency_penalty
             or self.wants_prompt_logprobs
+            or self.matcher
         )
 
     @property
@@ -96,17 +103,36 @@ class Sequence:
         self.token_ids.append(PENDING)
 
     def resolve(self, token_id: int) -> None:
-        """Take the token that `reserve` made room for; decides whether it is the last."""
+        """Take the token that `reserve` made room for, and what its grammar makes of it; decides
+        whether the sequence is finished.
+        """
+        self._take(token_id)
+        if self.matcher is None or self.stop_token is not None:
+            return
+        if self.matcher.ends(token_id):
+            self.finish, self.stop_token = "stop", token_id
+            return
+        for forced in self.matcher.take(token_id, fast=self.params.logprobs is None):
+            if self.finish is not None:
+                return  # cut by the limit, with more to come
+            self.reserve()
+            self._take(forced)
+        if self.matcher.is_over:
+            self.finish = "stop"
+
+    def _take(self, token_id: int) -> None:
         self.token_ids[-1] = token_id
         self.output_counts[token_id] += 1
         past_minimum = self.num_output >= self.params.min_tokens
         if past_minimum and token_id in self.params.stop_token_ids:
-            self.finish = "stop"
+            self.finish, self.stop_token = "stop", token_id
         elif self.num_output >= self.params.max_tokens:
             self.finish = "length"
 
 
-def sequences_of(job: Job, arrival: int, now_s: float) -> list[Sequence]:
+def sequences_of(
+    job: Job, arrival: int, now_s: float, matcher: Matcher | None = None
+) -> list[Sequence]:
     """The `n` sequences of a job; the first is the others' leader."""
     made: list[Sequence] = []
     for index in range(job.n):
@@ -122,6 +148,7 @@ def sequences_of(job: Job, arrival: int, now_s: float) -> list[Sequence]:
                 deadline=None if job.deadline_s is None else now_s + job.deadline_s,
                 cache_salt=job.cache_salt,
                 leader=made[0] if made else None,
+                matcher=None if matcher is None else matcher.copy(),
             )
         )
     return made

@@ -131,6 +131,9 @@ class SimEngine:
         self._dead = asyncio.get_running_loop().create_future()
         self._ticker = asyncio.create_task(self._run(), name="sim-ticker")
 
+    def use_tokenizer(self, described: str) -> None:
+        """As `Engine.use_tokenizer`; it knows no grammars."""
+
     async def wait_dead(self) -> str:
         """Returns only when the engine was closed."""
         assert self._dead is not None

@@ -175,6 +175,8 @@ def build_paged(
         max_batch_tokens=max_batch_tokens,
         overlap=overlap,
         least_prefill=_LEAST_PREFILL_CPU if on_cpu else _LEAST_PREFILL_GPU,
+        vocab_size=loaded.vocab_size,
+        eos_token_ids=loaded.eos_token_ids,
     )
     info = _info(
         "paged",
@@ -298,6 +300,7 @@ def _info(
         kv_blocks=kv_blocks,
         block_size=block_size,
         generates=generates,
+        grammars=engine == "paged",
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=str(loaded.device),
         weights_digest=loaded.digest,

@@ -143,6 +143,7 @@ def _needs_shaping(seq: Sequence) -> bool:
         or params.frequency_penalty
         or params.logit_bias
         or seq.num_output < params.min_tokens
+        or seq.matcher
     )
 
 
@@ -164,6 +165,10 @@ def _shape_row(row: torch.Tensor, seq: Sequence) -> None:
         forbidden = {*params.eos_token_ids, *params.stop_token_ids}
         ids = to_device([id for id in forbidden if id < row.shape[0]], device, torch.long)
         row.index_fill_(0, ids, float("-inf"))
+    if seq.matcher is not None and (allowed := seq.matcher.allowed()) is not None:
+        forbidden_ids = torch.from_numpy(~allowed[: row.shape[0]]).to(device)
+        row[: len(forbidden_ids)].masked_fill_(forbidden_ids, float("-inf"))
+        row[len(forbidden_ids) :] = float("-inf")
 
 
 def _rows(logits: torch.Tensor, rows: SequenceOf[int]) -> torch.Tensor:

@@ -55,11 +55,15 @@ class TextModel:
         """
         _check_messages(messages, options)
         kwargs = checked_kwargs(self.template, options.kwargs or {})
-        mask = disguise([messages, kwargs], self.tokenizer.special_tokens)
+        tools = list(options.tools or ())
+        mask = disguise([messages, kwargs, tools], self.tokenizer.special_tokens)
         rendered = self.template.render(
             mask.of(messages),
             RenderOptions(
-                options.add_generation_prompt, options.continue_final_message, mask.of(kwargs)
+                options.add_generation_prompt,
+                options.continue_final_message,
+                mask.of(kwargs),
+                mask.of(tools),
             ),
         )
         ids = self._encode_pieces(mask.pieces(rendered))

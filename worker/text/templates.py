@@ -39,11 +39,15 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RenderOptions:
-    """What a request asks of the template beside the messages; `kwargs` are checked already."""
+    """What a request asks of the template beside the messages; `kwargs` are checked already.
+
+    `tools` are functions as OpenAI describes them, for templates that tell the model of some.
+    """
 
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     kwargs: Mapping[str, Any] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
 
 
 class ChatTemplate(Protocol):
@@ -135,6 +139,7 @@ class JinjaTemplate:
             tokenize=False,
             add_generation_prompt=options.add_generation_prompt,
             continue_final_message=options.continue_final_message,
+            tools=[dict(tool) for tool in options.tools] if options.tools else None,
             **(options.kwargs or {}),
         )
         return rendered

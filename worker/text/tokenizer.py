@@ -28,12 +28,14 @@ class Tokenizer(Protocol):
         vocab_size: ids of the tokenizer are below it (the model may have more).
         bos_token_id: the beginning-of-sequence id, when it has one.
         special_tokens: the texts of its special tokens.
+        described: a `tokenizer.json`, as text; empty where there is none.
         fingerprint: sha256 over all that determines ids, in hex.
     """
 
     vocab_size: int
     bos_token_id: int | None
     special_tokens: tuple[str, ...]
+    described: str
     fingerprint: str
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -82,6 +84,7 @@ class HFTokenizer:
         backend.no_truncation()
         backend.no_padding()
         described = backend.to_str()
+        self.described = described
         self._backend: Any = backend
         self._plain: Any = Backend.from_str(described)
         self._plain.encode_special_tokens = True

@@ -38,6 +38,7 @@ class WordTokenizer:
     vocab_size = FIRST_WORD_ID + len(WORDS)
     bos_token_id: int | None = None
     special_tokens: tuple[str, ...] = (END_TEXT,)
+    described = ""
     fingerprint = hashlib.sha256(" ".join((END_TEXT, *WORDS)).encode()).hexdigest()
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:

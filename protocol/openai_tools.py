@@ -1,0 +1,139 @@
+"""Tools of a chat request, and what a forced call makes of its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from protocol.generation import Structure
+from protocol.openai_fields import fault
+
+MAX_TOOLS: Final = 128
+_NAME_LENGTH: Final = 64
+_NOTHING: Final = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """What the tools of a request come to.
+
+    Attributes:
+        shown: the tools that the model is told of, as the request has them.
+        forced: the answer must be calls of this form; None when it is a text.
+        named: one certain function must be called.
+    """
+
+    shown: tuple[Mapping[str, Any], ...] = ()
+    forced: Structure | None = None
+    named: bool = False
+
+
+def is_function_name(name: object) -> bool:
+    """1 to 64 letters, digits, `_` and `-`."""
+    if not isinstance(name, str) or len(name) > _NAME_LENGTH or not name.isascii():
+        return False
+    return name.replace("_", "a").replace("-", "a").isalnum()
+
+
+def tool_use(tools: Sequence[Any] | None, choice: Any, *, parallel: bool) -> ToolUse:
+    """What `tools`, `tool_choice` and `parallel_tool_calls` ask for.
+
+    Raises:
+        PydanticCustomError: a fault of one of them, as the validators of a request raise it.
+    """
+    if tools is None:
+        if choice is not None and choice != "none":
+            raise fault("invalid_request", "it needs 'tools'.", "tool_choice")
+        return ToolUse()
+    functions = _functions(tools)
+    if choice == "none":
+        return ToolUse()
+    names, named = _wanted(choice, list(functions))
+    value = {
+        "functions": [{"name": name, "parameters": functions[name]} for name in names],
+        "parallel": parallel and not named,
+    }
+    forced = Structure(kind="tools", value=value, param="tools")
+    return ToolUse(tuple(tools), forced, named)
+
+
+def _functions(tools: Sequence[Any]) -> dict[str, Any]:
+    """Schemas of the arguments, by name."""
+    if not tools:
+        raise fault("empty_array", "expected at least one item, got an empty array.", "tools")
+    if len(tools) > MAX_TOOLS:
+        message = f"expected at most {MAX_TOOLS} items, got {len(tools)}."
+        raise fault("array_above_max_length", message, "tools")
+    found: dict[str, Any] = {}
+    for i, tool in enumerate(tools):
+        at = f"tools[{i}]"
+        function = _function(tool, at)
+        name, parameters = function.get("name"), function.get("parameters")
+        if not isinstance(name, str) or not is_function_name(name):
+            message = f"expected 1 to {_NAME_LENGTH} letters, digits, '_' and '-'."
+            raise fault("invalid_value", message, f"{at}.function.name")
+        if name in found:
+            message = f"there are two functions of the name '{name}'."
+            raise fault("invalid_value", message, f"{at}.function.name")
+        if parameters is not None and not isinstance(parameters, dict):
+            raise fault(
+                "invalid_type", "expected a schema, an object.", f"{at}.function.parameters"
+            )
+        found[name] = _NOTHING if parameters is None else parameters
+    return found
+
+
+def _function(tool: Any, at: str) -> Mapping[str, Any]:
+    if not isinstance(tool, dict):
+        raise fault("invalid_type", "expected an object.", at)
+    if "type" not in tool:
+        raise fault("missing_required_parameter", "", f"{at}.type")
+    if tool["type"] != "function":
+        raise fault("unsupported_parameter", "only 'function' is supported.", f"{at}.type")
+    function = tool.get("function")
+    if not isinstance(function, dict):
+        raise fault("missing_required_parameter", "", f"{at}.function")
+    for name in function:
+        if name not in ("name", "description", "parameters", "strict"):
+            raise fault("unknown_parameter", "", f"{at}.function.{name[:64]}")
+    for name, kind in (("description", str), ("strict", bool)):
+        if function.get(name) is not None and not isinstance(function[name], kind):
+            raise fault("invalid_type", f"expected a {kind.__name__}.", f"{at}.function.{name}")
+    return function
+
+
+def _wanted(choice: Any, names: list[str]) -> tuple[list[str], bool]:
+    """The functions of which at least one must be called, and whether it is a certain one."""
+    at = "tool_choice"
+    if choice == "required":
+        return names, False
+    if choice is None or choice == "auto":
+        message = "'auto' is not supported yet: give 'required', 'none' or a function."
+        raise fault("unsupported_parameter", message, at)
+    if not isinstance(choice, dict):
+        message = "expected 'none', 'auto', 'required' or an object."
+        raise fault("invalid_value", message, at)
+    if choice.get("type") == "allowed_tools":
+        allowed = choice.get("allowed_tools")
+        if not isinstance(allowed, dict) or not isinstance(allowed.get("tools"), list):
+            raise fault("missing_required_parameter", "", f"{at}.allowed_tools.tools")
+        if allowed.get("mode") != "required":
+            message = "only the mode 'required' is supported yet."
+            raise fault("unsupported_parameter", message, f"{at}.allowed_tools.mode")
+        if not allowed["tools"]:
+            raise fault("empty_array", "expected at least one item.", f"{at}.allowed_tools.tools")
+        return list(dict.fromkeys(_named(one, names) for one in allowed["tools"])), False
+    return [_named(choice, names)], True
+
+
+def _named(choice: Any, names: list[str]) -> str:
+    """The function that `{"type": "function", "function": {"name": …}}` means."""
+    at = "tool_choice"
+    if not isinstance(choice, dict) or choice.get("type") != "function":
+        raise fault("invalid_value", "its type must be 'function' or 'allowed_tools'.", at)
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    if name not in names:
+        raise fault("invalid_request", "it names a function that is not in 'tools'.", at)
+    return str(name)

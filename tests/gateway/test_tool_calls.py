@@ -1,0 +1,40 @@
+"""Forced calls are read from a text however it is cut."""
+
+from __future__ import annotations
+
+import random
+
+from gateway.tool_calls import CallPiece, CallReader
+
+TEXT = 'first\n{"a":"x\\ny"}\nsecond\n{}'
+
+
+def folded(pieces: list[CallPiece]) -> list[tuple[str, str]]:
+    calls: list[tuple[str, str]] = []
+    for piece in pieces:
+        if piece.name is not None:
+            assert piece.index == len(calls)
+            calls.append((piece.name, ""))
+        else:
+            assert piece.index == len(calls) - 1
+            calls[-1] = (calls[-1][0], calls[-1][1] + piece.arguments)
+    return calls
+
+
+def test_any_cut_gives_the_same_calls() -> None:
+    whole = [("first", '{"a":"x\\ny"}'), ("second", "{}")]
+    assert folded(CallReader().feed(TEXT)) == whole
+    rng = random.Random(0)
+    for _ in range(200):
+        cuts = sorted(rng.randint(0, len(TEXT)) for _ in range(rng.randint(1, 8)))
+        reader, pieces = CallReader(), []
+        for start, end in zip([0, *cuts], [*cuts, len(TEXT)], strict=True):
+            pieces += reader.feed(TEXT[start:end])
+        assert folded(pieces) == whole
+
+
+def test_a_name_that_is_not_whole_yet_is_no_call() -> None:
+    reader = CallReader()
+    assert reader.feed("fir") == []
+    assert reader.feed("st\n") == [CallPiece(0, "first", "")]
+    assert reader.feed("") == []
