@@ -1,5 +1,6 @@
 """Holds a choice to a grammar: which tokens may come next, and which must. No torch.
 
+The simulated engine runs without llguidance and numpy, so they are imported where they are used.
 The parser is llguidance's; a grammar is its own JSON text, made by `worker/text/structure.py`.
 """
 
@@ -7,10 +8,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _KEPT: Final = 64
 
@@ -49,6 +51,8 @@ class Matcher:
 
         None once there is an error.
         """
+        import numpy as np
+
         bits = np.frombuffer(self._parser.compute_bitmask(), np.uint8)
         if self._failed():
             return None
