@@ -65,6 +65,8 @@ def needs_native(request: GenerateRequest) -> str | None:
         return "tools"
     if request.structure is not None:
         return request.structure.param
+    if request.reasoning_effort not in (None, "none"):
+        return "reasoning_effort"
     return "chat_template_kwargs" if request.chat_template_kwargs else None
 
 

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Final
 
 import orjson
 
-from gateway.logprobs import LegacyLogprobs, chat_logprobs, joined, prompt_logprobs
+from gateway.logprobs import LegacyLogprobs, joined, prompt_logprobs
 from protocol.framing import sse
-from protocol.generation import Delta, Done, Event, FinishReason, Prompt, Started
+from protocol.generation import CallPiece, Delta, Done, Event, FinishReason, Prompt, Started
 from protocol.openai import StreamOptions
 
 _MARK: Final = "\ue000 the text \ue000"
@@ -46,6 +46,8 @@ class _Choice:
     """The fold of one choice."""
 
     texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[CallPiece] = field(default_factory=list)
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     prompt_logprobs: list[dict[str, Any] | None] | None = None
     finish_reason: FinishReason | None = None
@@ -112,6 +114,10 @@ class Renderer(ABC):
             index = prompt * self._head.n + event.index
             choice = self._choices[index]
             choice.texts.append(event.text)
+            if event.reasoning:
+                choice.reasoning.append(event.reasoning)
+            if event.calls:
+                choice.calls += event.calls
             if event.logprobs is not None:
                 choice.logprobs.append(self._logprobs(index, event))
             choice.finish_reason = event.finish_reason or choice.finish_reason
@@ -144,12 +150,10 @@ class Renderer(ABC):
         if not isinstance(event, Delta):
             return []
         index = prompt * self._head.n + event.index
-        if event.logprobs is None and event.finish_reason is None:
+        if event.is_plain:
             return [self._text_frame(index, event.text)] if event.text else []
         logprobs = self._logprobs(index, event) if event.logprobs else None
-        if not event.text and logprobs is None and event.finish_reason is None:
-            return []
-        return [self._frame(self._piece(index, event.text, logprobs, event.finish_reason))]
+        return [self._frame(piece) for piece in self._pieces(index, event, logprobs)]
 
     def last_chunk(self) -> bytes | None:
         """The frame with the usage, when it was asked for."""
@@ -175,6 +179,9 @@ class Renderer(ABC):
             "completion_tokens": completion_tokens,
             "prompt_tokens_details": {
                 "cached_tokens": sum(done.cached_tokens for done in self._done.values())
+            },
+            "completion_tokens_details": {
+                "reasoning_tokens": sum(done.reasoning_tokens for done in self._done.values())
             },
         }
 
@@ -233,6 +240,12 @@ class Renderer(ABC):
     def _echo_pieces(self, index: int, event: Prompt) -> list[tuple[str, dict[str, Any] | None]]:
         """What the prompt adds to a choice: (text, log probabilities)."""
 
+    def _pieces(
+        self, index: int, event: Delta, logprobs: dict[str, Any] | None
+    ) -> list[dict[str, Any]]:
+        """The choice of each frame of a delta; the last one has the finish."""
+        return [self._piece(index, event.text, logprobs, event.finish_reason)]
+
     @abstractmethod
     def _piece(
         self,
@@ -246,73 +259,6 @@ class Renderer(ABC):
     @abstractmethod
     def _logprobs(self, index: int, event: Delta) -> dict[str, Any]:
         """The log probabilities of a delta, which has some."""
-
-
-class ChatRenderer(Renderer):
-    """/v1/chat/completions.
-
-    Args:
-        lead: text that stands before every choice's own (`echo`).
-    """
-
-    object_name = "chat.completion"
-    chunk_name = "chat.completion.chunk"
-
-    def __init__(self, head: AnswerHead, *, lead: str = "", **options: Any) -> None:
-        super().__init__(head, **options)
-        self._lead = lead
-
-    def answer(self) -> bytes:
-        choices = [
-            {
-                "index": index,
-                "message": self._message(choice.text),
-                "logprobs": choice.all_logprobs,
-                "finish_reason": self._reason(choice.finish_reason),
-            }
-            for index, choice in enumerate(self._choices)
-        ]
-        fields = {**self._base(self.object_name), "choices": choices, "usage": self.usage}
-        if self._shows_prompt_logprobs:
-            fields["prompt_logprobs"] = self._choices[0].prompt_logprobs
-        return orjson.dumps(fields)
-
-    def _message(self, text: str) -> dict[str, Any]:
-        return {"role": "assistant", "content": self._lead + text, "refusal": None}
-
-    def _reason(self, reason: FinishReason | None) -> str | None:
-        """As OpenAI names it."""
-        return reason
-
-    def _openings(self, index: int) -> list[dict[str, Any]]:
-        role = {
-            "index": index,
-            "delta": {"role": "assistant"},
-            "logprobs": None,
-            "finish_reason": None,
-        }
-        return [role, self._piece(index, self._lead, None, None)] if self._lead else [role]
-
-    def _echo_pieces(self, index: int, event: Prompt) -> list[tuple[str, dict[str, Any] | None]]:
-        return []
-
-    def _piece(
-        self,
-        index: int,
-        text: str,
-        logprobs: dict[str, Any] | None,
-        finish_reason: FinishReason | None,
-    ) -> dict[str, Any]:
-        delta = {"content": text} if text or logprobs else {}
-        return {
-            "index": index,
-            "delta": delta,
-            "logprobs": logprobs,
-            "finish_reason": finish_reason,
-        }
-
-    def _logprobs(self, index: int, event: Delta) -> dict[str, Any]:
-        return chat_logprobs(event.logprobs or [], as_ids=self._as_ids)
 
 
 class CompletionRenderer(Renderer):

@@ -33,6 +33,9 @@ def chat_request(
         conv_stops=True,
         tools=[dict(tool) for tool in request.tool_use.shown] or None,
         structure=request.structure,
+        parse=rendered is None,
+        parallel_tool_calls=request.parallel_tool_calls,
+        reasoning_effort=request.reasoning_effort,
         sampling=_sampling(
             request, logprobs=(request.top_logprobs or 0) if request.logprobs else None
         ),
@@ -120,10 +123,12 @@ def _sampling(
 
 def _turn(message: ChatMessage) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": message.text}
-    for name in ("name", "tool_calls", "tool_call_id", "reasoning_content"):
+    for name in ("name", "tool_call_id", "reasoning_content"):
         value = getattr(message, name)
         if value is not None:
             turn[name] = value
+    if message.tool_calls:
+        turn["tool_calls"] = [call.model_dump() for call in message.tool_calls]
     return turn
 
 

@@ -115,6 +115,9 @@ class GenerateRequest(_Wire):
         conv_stops: add the conversation template's own stop strings and ids (set for chat).
         tools: functions that the template tells the model of.
         structure: what the answer's text must be; stop strings do not cut such a text.
+        parse: tell reasoning and tool calls from the text, as the model's own format marks them.
+        parallel_tool_calls: whether an answer may have several calls; else the first one ends it.
+        reasoning_effort: as OpenAI names them; None leaves it to the model.
         echo: send a `Prompt` event with the prompt's text.
         deadline_s: seconds from arrival after which the request fails with `deadline_exceeded`.
         cache_salt: seeds the prefix cache, so tenants do not see each other's timing.
@@ -136,6 +139,9 @@ class GenerateRequest(_Wire):
     sampling: SamplingParams = Field(default_factory=SamplingParams)
     tools: list[dict[str, Any]] | None = None
     structure: Structure | None = None
+    parse: bool = False
+    parallel_tool_calls: bool = True
+    reasoning_effort: str | None = None
     echo: bool = False
     deadline_s: Annotated[float, Field(gt=0)] | None = None
     cache_salt: str = ""
@@ -244,6 +250,18 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class CallPiece:
+    """What an answer adds to its tool call of that number: the name, once, then its arguments.
+
+    `arguments` is a piece of a JSON text; together the pieces are one.
+    """
+
+    index: int
+    name: str | None
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """New tokens of one choice.
 
@@ -255,6 +273,8 @@ class Delta:
         logprobs: one an id, when asked for.
         finish_reason: set on the choice's last delta.
         stop_reason: the stop string or stop token id that ended it, when one did.
+        reasoning: new text that the model thought before its answer.
+        calls: pieces of tool calls.
     """
 
     kind: ClassVar[str] = "delta"
@@ -265,16 +285,32 @@ class Delta:
     logprobs: list[TokenLogprob] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    reasoning: str = ""
+    calls: list[CallPiece] | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Nothing but tokens and text, as nearly all are."""
+        return (
+            self.finish_reason is None
+            and self.logprobs is None
+            and not self.reasoning
+            and not self.calls
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Terminal: all choices finished. The prompt counts once; completions sum over choices."""
+    """Terminal: all choices finished. The prompt counts once; completions sum over choices.
+
+    `reasoning_tokens` are those of the completions that were no answer but what led to it.
+    """
 
     kind: ClassVar[str] = "done"
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,8 +351,7 @@ _DEFAULTS: dict[type[Event], dict[str, Any]] = {
 
 def encode_event(event: Event) -> bytes:
     """One line of the wire, newline included; fields that have their default are left out."""
-    if isinstance(event, Delta) and event.finish_reason is None and event.logprobs is None:
-        # nearly all lines are of this form
+    if isinstance(event, Delta) and event.is_plain:
         text = encode_basestring(event.text)
         head = f'{{"kind":"delta","index":{event.index},"pos":{event.pos},'
         return f'{head}"ids":{event.ids},"text":{text}}}\n'.encode()
@@ -339,6 +374,8 @@ def decode_event(line: bytes) -> Event:
         cls = _KINDS[fields.pop("kind")]
         if fields.get("logprobs") is not None:
             fields["logprobs"] = [TokenLogprob.from_wire(one) for one in fields["logprobs"]]
+        if "calls" in fields:
+            fields["calls"] = [CallPiece(**one) for one in fields["calls"]]
         return cls(**fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an event: {line[:200]!r}") from error

@@ -124,11 +124,24 @@ Content: TypeAlias = Annotated[
 ]
 
 
+class CalledFunction(RequestFields):
+    """What a call of an earlier answer called; the arguments are any text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(RequestFields):
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ChatMessage(RequestFields):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content = ""
     name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
@@ -266,7 +279,7 @@ class ChatCompletionRequest(_Generation):
     parallel_tool_calls: bool = True
     modalities: Annotated[list[str], only(["text"])] = Field(default_factory=lambda: ["text"])
     verbosity: Annotated[str, only("medium")] = "medium"
-    reasoning_effort: Annotated[str, only("none")] = "none"
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     audio: Unsupported = None
     prediction: Unsupported = None
     web_search_options: Unsupported = None

@@ -20,11 +20,16 @@ class PromptTokensDetails(_Answer):
     cached_tokens: int = 0
 
 
+class CompletionTokensDetails(_Answer):
+    reasoning_tokens: int = 0
+
+
 class UsageInfo(_Answer):
     prompt_tokens: int = 0
     total_tokens: int = 0
     completion_tokens: int | None = 0
     prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
 
 
 class TopLogprob(_Answer):
@@ -57,6 +62,7 @@ class ChatResponseMessage(_Answer):
     role: Literal["assistant"]
     content: str | None
     refusal: str | None = None
+    reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
 
 

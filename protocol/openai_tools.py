@@ -49,7 +49,10 @@ def tool_use(tools: Sequence[Any] | None, choice: Any, *, parallel: bool) -> Too
     functions = _functions(tools)
     if choice == "none":
         return ToolUse()
-    names, named = _wanted(choice, list(functions))
+    names, named, must = _wanted(choice, list(functions))
+    if not must:
+        allowed = [tool for tool in tools if tool["function"]["name"] in names]
+        return ToolUse(tuple(allowed))
     value = {
         "functions": [{"name": name, "parameters": functions[name]} for name in names],
         "parallel": parallel and not named,
@@ -103,28 +106,27 @@ def _function(tool: Any, at: str) -> Mapping[str, Any]:
     return function
 
 
-def _wanted(choice: Any, names: list[str]) -> tuple[list[str], bool]:
-    """The functions of which at least one must be called, and whether it is a certain one."""
+def _wanted(choice: Any, names: list[str]) -> tuple[list[str], bool, bool]:
+    """The functions that may be called, whether it is a certain one, and whether one must be."""
     at = "tool_choice"
-    if choice == "required":
-        return names, False
-    if choice is None or choice == "auto":
-        message = "'auto' is not supported yet: give 'required', 'none' or a function."
-        raise fault("unsupported_parameter", message, at)
+    if choice in (None, "auto", "required"):
+        return names, False, choice == "required"
     if not isinstance(choice, dict):
         message = "expected 'none', 'auto', 'required' or an object."
         raise fault("invalid_value", message, at)
-    if choice.get("type") == "allowed_tools":
-        allowed = choice.get("allowed_tools")
-        if not isinstance(allowed, dict) or not isinstance(allowed.get("tools"), list):
-            raise fault("missing_required_parameter", "", f"{at}.allowed_tools.tools")
-        if allowed.get("mode") != "required":
-            message = "only the mode 'required' is supported yet."
-            raise fault("unsupported_parameter", message, f"{at}.allowed_tools.mode")
-        if not allowed["tools"]:
-            raise fault("empty_array", "expected at least one item.", f"{at}.allowed_tools.tools")
-        return list(dict.fromkeys(_named(one, names) for one in allowed["tools"])), False
-    return [_named(choice, names)], True
+    if choice.get("type") != "allowed_tools":
+        return [_named(choice, names)], True, True
+    allowed = choice.get("allowed_tools")
+    if not isinstance(allowed, dict) or not isinstance(allowed.get("tools"), list):
+        raise fault("missing_required_parameter", "", f"{at}.allowed_tools.tools")
+    mode = allowed.get("mode")
+    if mode not in ("auto", "required"):
+        message = "expected 'auto' or 'required'."
+        raise fault("invalid_value", message, f"{at}.allowed_tools.mode")
+    if not allowed["tools"]:
+        raise fault("empty_array", "expected at least one item.", f"{at}.allowed_tools.tools")
+    chosen = list(dict.fromkeys(_named(one, names) for one in allowed["tools"]))
+    return chosen, False, mode == "required"
 
 
 def _named(choice: Any, names: list[str]) -> str:

@@ -11,6 +11,7 @@ from protocol.generation import GenerateRequest, SamplingParams
 from worker.engine.protocol import EngineInfo, SequenceParams
 from worker.text.choice import TextOptions
 from worker.text.prompt import EncodedPrompt
+from worker.text.reading import Reading
 from worker.text.templates import ChatTemplate
 
 _GREEDY_BELOW = 1e-5
@@ -50,6 +51,7 @@ def plan(
     template: ChatTemplate,
     *,
     grammar: str | None = None,
+    reading: Reading | None = None,
     manner: Manner,
     interval: int,
     draw_seed: Callable[[], int],
@@ -102,6 +104,7 @@ def plan(
             interval=interval,
             eager=not request.whole,
             context=() if manner.detached else prompt.context,
+            reading=reading,
         ),
     )
 

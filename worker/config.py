@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,6 +14,7 @@ from protocol import conversation
 from trireme.service.settings import Strings, TierSettings, settings_config
 from worker.engine.protocol import ModelLoadError
 from worker.engine.registry import ENGINES, EngineKind
+from worker.text import formats
 
 _URL = re.compile(r"https?://[^\s/@?#]+")
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu|npu)(:\d+)?")
@@ -53,6 +55,17 @@ def _template_name(name: str | None) -> str | None:
     return name
 
 
+def _one_of(known: Iterable[str]) -> Callable[[str], str]:
+    names = ("auto", formats.NONE, *known)
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"no format {name!r}; choose from {', '.join(names)}")
+        return name
+
+    return check
+
+
 def _existing_file(path: Path | None) -> Path | None:
     if path is not None and not path.is_file():
         raise ValueError(f"no file at {path}")
@@ -91,6 +104,14 @@ class Settings(TierSettings):
     )
     chat_template: Annotated[Path | None, AfterValidator(_existing_file)] = Field(
         None, description="file with a Jinja chat template to use instead of the model's own"
+    )
+    tool_call_parser: Annotated[str, AfterValidator(_one_of(formats.TOOL_CALLS))] = Field(
+        "auto",
+        description="how the model writes tool calls: auto, none, " + ", ".join(formats.TOOL_CALLS),
+    )
+    reasoning_parser: Annotated[str, AfterValidator(_one_of(formats.REASONING))] = Field(
+        "auto",
+        description="how the model marks reasoning: auto, none, " + ", ".join(formats.REASONING),
     )
 
     device: Annotated[str, AfterValidator(_device_name)] = Field(

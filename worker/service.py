@@ -35,7 +35,8 @@ from worker.engine.protocol import Job, PromptOutput, StepOutput
 from worker.metrics import Metrics
 from worker.runtime import Ready, Runtime
 from worker.text.choice import Choice, readable
-from worker.text.prompt import EncodedPrompt
+from worker.text.prompt import EncodedPrompt, effort_kwargs
+from worker.text.reading import FORCED_CALLS, Reading
 from worker.text.templates import RenderOptions
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,7 @@ class Service:
             ready.info,
             ready.text.template,
             grammar=grammar,
+            reading=_reading(ready, request, prompt),
             manner=manner,
             interval=max(self._runtime.settings.stream_interval, _WHOLE_INTERVAL * request.whole),
             draw_seed=self._runtime.draw_seed,
@@ -171,7 +173,7 @@ class Service:
         options = RenderOptions(
             request.add_generation_prompt,
             request.continue_final_message,
-            request.chat_template_kwargs,
+            {**effort_kwargs(ready.text, request.reasoning_effort), **request.chat_template_kwargs},
             request.tools,
         )
         return await self._encode_messages(ready, request.messages or [], options)
@@ -350,6 +352,7 @@ class _Run:
             prompt_tokens=len(self._prompt.ids),
             completion_tokens=sum(choice.num_tokens for choice in self._choices),
             cached_tokens=self._cached_tokens,
+            reasoning_tokens=sum(choice.reasoning_tokens for choice in self._choices),
         )
 
     def _prompt_events(self, output: PromptOutput) -> Iterator[Prompt]:
@@ -377,6 +380,17 @@ class _Run:
                 self._metrics.first_token_s.observe(now - self._arrived)
             self._last_token_at[index] = now
             self._metrics.generation_tokens.inc(tokens)
+
+
+def _reading(ready: Ready, request: GenerateRequest, prompt: EncodedPrompt) -> Reading | None:
+    """How the answers are taken apart; what a grammar shaped is an answer as it is, or calls."""
+    if request.structure is not None:
+        return FORCED_CALLS if request.structure.kind == "tools" else None
+    if not request.parse or ready.text.format is None:
+        return None
+    return ready.text.format.reading(
+        prompt.text, request.tools, parallel=request.parallel_tool_calls
+    )
 
 
 def _hold_s(request: GenerateRequest, made: Plan) -> float:

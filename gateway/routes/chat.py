@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from gateway.answer import respond
 from gateway.openapi import body_of
-from gateway.render import AnswerHead, ChatRenderer
+from gateway.render import AnswerHead
+from gateway.render_chat import ChatRenderer
 from gateway.state import admit, arrival_of, gateway_of, read
-from gateway.tool_calls import ToolCallRenderer
 from gateway.translate import chat_request, check_limits, echoed_text
 from protocol.openai import (
     APIChatCompletionRequest,
@@ -54,15 +53,13 @@ async def _chat(request: Request, asked: ChatCompletionRequest) -> Response:
         deadline_s=arrival.deadline_s,
         cache_salt=arrival.cache_salt,
     )
-    head = AnswerHead(answer_id, int(time.time()), asked.model, n=asked.n)
-    options: dict[str, Any] = {
-        "options": asked.stream_options,
-        "prompt_logprobs": asked.prompt_logprobs is not None,
-        "as_ids": asked.return_tokens_as_token_ids,
-    }
-    use = asked.tool_use
-    if use.forced:
-        renderer: ChatRenderer = ToolCallRenderer(head, named=use.named, **options)
-    else:
-        renderer = ChatRenderer(head, lead=echoed_text(asked), **options)
+    renderer = ChatRenderer(
+        AnswerHead(answer_id, int(time.time()), asked.model, n=asked.n),
+        lead=echoed_text(asked),
+        forced=asked.tool_use.forced is not None,
+        named=asked.tool_use.named,
+        options=asked.stream_options,
+        prompt_logprobs=asked.prompt_logprobs is not None,
+        as_ids=asked.return_tokens_as_token_ids,
+    )
     return await respond(request, [generate], renderer, arrival, stream=asked.stream)

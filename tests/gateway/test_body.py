@@ -215,8 +215,7 @@ ROWS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
     ),
     ("chat", function(name="f", strict=1), "tools[0].function.strict", TYPE, CALL),
     ("chat", {"tools": CALL["tools"] * 2}, "tools[1].function.name", VALUE, CALL),
-    ("chat", {**CALL, "tool_choice": "auto"}, "tool_choice", UNSUPPORTED, CALL),
-    ("chat", {**CALL, "tool_choice": None}, "tool_choice", UNSUPPORTED, CALL),
+    ("chat", {**CALL, "tool_choice": 5}, "tool_choice", VALUE, {**CALL, "tool_choice": "auto"}),
     (
         "chat",
         {**CALL, "tool_choice": "some"},
@@ -301,7 +300,7 @@ ROWS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
     ("chat", {"service_tier": "flex"}, "service_tier", UNSUPPORTED, {"service_tier": "auto"}),
     ("chat", {"modalities": ["audio"]}, "modalities", UNSUPPORTED, {"modalities": ["text"]}),
     ("chat", {"verbosity": "high"}, "verbosity", UNSUPPORTED, {"verbosity": "medium"}),
-    ("chat", {"reasoning_effort": "low"}, "reasoning_effort", UNSUPPORTED, {}),
+    ("chat", {"reasoning_effort": "much"}, "reasoning_effort", VALUE, {"reasoning_effort": "low"}),
     ("chat", {"functions": [{}]}, "functions", UNSUPPORTED, {"functions": None}),
     ("chat", {"audio": {}}, "audio", UNSUPPORTED, {"audio": None}),
     ("chat", {"user": 5}, "user", TYPE, {"user": "me", "metadata": {"a": "b"}}),

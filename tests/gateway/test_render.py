@@ -9,7 +9,8 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from gateway.render import AnswerHead, ChatRenderer, CompletionRenderer, Renderer
+from gateway.render import AnswerHead, CompletionRenderer, Renderer
+from gateway.render_chat import ChatRenderer
 from protocol.generation import Delta, Done, Event, Prompt, Started, TokenLogprob
 from protocol.openai import ChatCompletionStreamResponse, StreamOptions
 from tests.gateway.fakes import logprob
@@ -81,6 +82,7 @@ def test_the_usage_frame_comes_last_and_only_when_asked_for() -> None:
         "completion_tokens": 2,
         "total_tokens": 7,
         "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
 
 

@@ -74,6 +74,8 @@ def _process(name: str) -> EngineKind:
             trust_remote_code=settings.trust_remote_code,
             conv_template=settings.conv_template,
             chat_template=settings.chat_template,
+            tool_call_parser=settings.tool_call_parser,
+            reasoning_parser=settings.reasoning_parser,
         )
 
     return EngineKind(build, load_text)

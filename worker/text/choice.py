@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from protocol.generation import Delta, FinishReason, TokenLogprob
+from protocol.generation import CallPiece, Delta, FinishReason, TokenLogprob
 from worker.engine.protocol import RawLogprob, StepOutput
+from worker.text.reading import Parts, Reading
 from worker.text.stops import Match, StopMatcher
 from worker.text.tokenizer import Tokenizer
 
@@ -25,6 +26,7 @@ class TextOptions:
         interval: tokens between two deltas; the last comes at once.
         eager: whether the first comes at once too.
         context: the prompt's last ids, when the completion continues its text.
+        reading: how reasoning and calls are told from the answer; None takes all for the answer.
     """
 
     stops: tuple[str, ...] = ()
@@ -35,6 +37,7 @@ class TextOptions:
     interval: int = 1
     eager: bool = True
     context: tuple[int, ...] = ()
+    reading: Reading | None = None
 
 
 class Choice:
@@ -43,23 +46,32 @@ class Choice:
     Attributes:
         num_tokens: tokens so far, those held back by the interval included.
         finish: why it ended, None while it runs.
-        stopped_by_text: a stop string ended it, so the engine has to be told.
+        stopped_by_text: its text ended it, so the engine has to be told.
+        reasoning_tokens: those of its tokens that were reasoning.
     """
 
     def __init__(self, index: int, tokenizer: Tokenizer, options: TextOptions) -> None:
         self.num_tokens = 0
         self.finish: FinishReason | None = None
         self.stopped_by_text = False
+        self.reasoning_tokens = 0
         self._index = index
         self._tokenizer = tokenizer
         self._options = options
+        reading = options.reading
+        self._reader = reading.make() if reading else None
+        marked = reading is not None and reading.hidden_ids is not None
+        skip = options.skip_special_tokens
+        self._hidden_ids = reading.hidden_ids if reading and skip else None
         self._stream = tokenizer.stream(
-            skip_special_tokens=options.skip_special_tokens, context=options.context
+            skip_special_tokens=skip and not marked, context=options.context
         )
         self._matcher = StopMatcher(options.stops, include_stop=options.include_stop)
         self._stop_reason: int | str | None = None
         self._ids: list[int] = []
         self._texts: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[CallPiece] = []
         self._logprobs: list[TokenLogprob] | None = None
 
     def feed(self, output: StepOutput) -> Delta | None:
@@ -79,7 +91,7 @@ class Choice:
             if output.logprobs:
                 self._take_logprob(output.logprobs[i])
             if i < shown:
-                self._show(self._stream.step(token_id))
+                self._read(token_id)
             if self.finish is not None:
                 break
         if output.finish is not None and self.finish is None:
@@ -91,6 +103,16 @@ class Choice:
         self._logprobs = self._logprobs or []
         self._logprobs.append(readable(logprob, self._tokenizer))
 
+    def _read(self, token_id: int) -> None:
+        reader = self._reader
+        if reader is None:
+            self._show(self._stream.step(token_id))
+            return
+        was_reasoning = reader.reasoning
+        if self._hidden_ids is None or token_id not in self._hidden_ids:
+            self._show(self._stream.step(token_id))
+        self.reasoning_tokens += was_reasoning or reader.reasoning
+
     def _show(self, piece: str) -> None:
         if self.num_tokens >= self._options.min_tokens:
             found = self._matcher.feed(piece)
@@ -100,17 +122,35 @@ class Choice:
                 self.stopped_by_text = True
             else:
                 piece = found
-        self._texts.append(piece)
+        self._take(piece)
+
+    def _take(self, text: str) -> None:
+        """Text that is certain, which the reader takes apart."""
+        reader = self._reader
+        if reader is None:
+            self._texts.append(text)
+            return
+        self._add(reader.feed(text))
+        if reader.full and self.finish is None:
+            self.finish, self.stopped_by_text = "stop", True
+
+    def _add(self, parts: Parts) -> None:
+        self._texts.append(parts.text)
+        self._reasoning.append(parts.reasoning)
+        self._calls += parts.calls
 
     def _end(self, output: StepOutput) -> None:
         self._show(self._stream.finish())
         if self.finish is None:
-            self._texts.append(self._matcher.flush())
+            self._take(self._matcher.flush())
+        if self.finish is None:
             self.finish = output.finish
             if output.stop_token in self._options.reported_stop_ids:
                 self._stop_reason = output.stop_token
 
     def _delta(self) -> Delta:
+        if self.finish is not None and self._reader is not None:
+            self._add(self._reader.finish())
         delta = Delta(
             index=self._index,
             pos=self.num_tokens - len(self._ids),
@@ -119,8 +159,11 @@ class Choice:
             logprobs=self._logprobs,
             finish_reason=self.finish,
             stop_reason=self._stop_reason,
+            reasoning="".join(self._reasoning),
+            calls=self._calls or None,
         )
         self._ids, self._texts, self._logprobs = [], [], None
+        self._reasoning, self._calls = [], []
         return delta
 
 

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import TriremeError, quoted
+from worker.text import formats
 from worker.text.controls import Piece, disguise, surrogate_at
+from worker.text.reading import AnswerFormat
 from worker.text.templates import ChatTemplate, RenderOptions, checked_kwargs, choose_template
 from worker.text.tokenizer import HFTokenizer, Tokenizer, load_pretrained
+from worker.text.tools import with_tools, without_calls
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _CONTEXT_IDS = 6
@@ -35,14 +38,20 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class TextModel:
-    """All that the worker knows of a model's texts."""
+    """All that the worker knows of a model's texts.
+
+    Attributes:
+        format: how its answers are read; None leaves them as they are.
+    """
 
     tokenizer: Tokenizer
     template: ChatTemplate
+    format: AnswerFormat | None = None
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        joined = f"{self.tokenizer.fingerprint}\n{self.template.source}"
+        described = self.format.described if self.format else ""
+        joined = f"{self.tokenizer.fingerprint}\n{self.template.source}\n{described}"
         object.__setattr__(self, "fingerprint", hashlib.sha256(joined.encode()).hexdigest())
 
     def encode_messages(
@@ -56,6 +65,9 @@ class TextModel:
         _check_messages(messages, options)
         kwargs = checked_kwargs(self.template, options.kwargs or {})
         tools = list(options.tools or ())
+        if not self.template.knows_tools:
+            messages = without_calls(messages)
+            messages, tools = with_tools(messages, tools) if tools else messages, []
         mask = disguise([messages, kwargs, tools], self.tokenizer.special_tokens)
         rendered = self.template.render(
             mask.of(messages),
@@ -117,15 +129,44 @@ def load_text_model(
     trust_remote_code: bool,
     conv_template: str | None,
     chat_template: Path | None,
+    tool_call_parser: str,
+    reasoning_parser: str,
 ) -> TextModel:
-    """The tokenizer and template of a model folder or hub id; takes seconds.
+    """The tokenizer, template and answer format of a model folder or hub id; takes seconds.
 
     Raises:
         ModelLoadError: with a one-line reason.
     """
+    from worker.text.response import choose_format
+
     pretrained = load_pretrained(path, revision, trust_remote_code)
     template = choose_template(pretrained, conv_template, chat_template)
-    return TextModel(HFTokenizer(pretrained), template)
+    tokenizer = HFTokenizer(pretrained)
+    own = getattr(pretrained, "response_template", None)
+    found = choose_format(tokenizer, template, own, tool_call_parser, reasoning_parser)
+    return TextModel(tokenizer, template, found)
+
+
+def effort_kwargs(text: TextModel, effort: str | None) -> Mapping[str, Any]:
+    """How this model's template is told how long to think.
+
+    Raises:
+        TriremeError: `unsupported_by_model` when the model has no such switch.
+    """
+    variables = text.template.variables
+    if effort is None:
+        return {}
+    if "reasoning_effort" in variables:
+        return {"reasoning_effort": effort}
+    for switch in ("enable_thinking", "thinking"):
+        if switch in variables:
+            return {switch: effort != "none"}
+    reasons = text.format is not None and text.format.reasoning_format != formats.NONE
+    if effort == "none" and not reasons:
+        return {}
+    why = "always thinks" if reasons else "does not think before it answers"
+    message = f"This model {why}: its reasoning_effort cannot be '{quoted(effort)}'."
+    raise TriremeError("unsupported_by_model", message, param="reasoning_effort")
 
 
 def _check_messages(messages: Sequence[Mapping[str, Any]], options: RenderOptions) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,8 @@ class ChatTemplate(Protocol):
         stops, stop_token_ids: what ends a turn beside the model's end-of-sequence ids.
         writes_bos: whether the rendered text carries the tokenizer's special tokens itself.
         variables: names of `chat_template_kwargs` that the template uses.
+        knows_tools: whether it tells the model of tools, and shows calls and their results.
+        turn_start: what it writes before an answer, without a beginning of reasoning; may be empty.
     """
 
     source: str
@@ -67,6 +70,8 @@ class ChatTemplate(Protocol):
     stop_token_ids: tuple[int, ...]
     writes_bos: bool
     variables: frozenset[str]
+    knows_tools: bool
+    turn_start: str
 
     def render(self, messages: Sequence[Message], options: RenderOptions) -> str:
         """One prompt text.
@@ -81,6 +86,8 @@ class NamedTemplate:
 
     writes_bos = False
     variables: frozenset[str] = frozenset()
+    knows_tools = False
+    turn_start = ""
 
     def __init__(self, conversation: Conversation) -> None:
         self.conversation = conversation
@@ -123,7 +130,11 @@ class JinjaTemplate:
         except Exception as error:  # Jinja's errors, and ValueError where none is the default
             raise ModelLoadError(f"the chat template is not usable: {_line(error)}") from error
         self.variables = found - RESERVED_NAMES - set(pretrained.special_tokens_map)
+        self.knows_tools = "tools" in found
         self._takes_parts, self._takes_text = self._probe_content()
+        self._takes_objects = False
+        self._takes_objects = self.knows_tools and self._probe_arguments()
+        self.turn_start = self._probe_turn_start()
         self.conversation = conversations.match_by_probe(self._probe) or conversations.plain()
 
     def render(self, messages: Sequence[Message], options: RenderOptions) -> str:
@@ -156,7 +167,37 @@ class JinjaTemplate:
             content = [{"type": "text", "text": content}]
         elif isinstance(content, list) and not self._takes_parts:
             content = "\n".join(part["text"] for part in content)
+        calls = message.get("tool_calls")
+        if calls and self._takes_objects:
+            message = {**message, "tool_calls": [_with_object(call) for call in calls]}
         return {**message, "content": content}
+
+    def _probe_arguments(self) -> bool:
+        """Whether a call's arguments come out as JSON when they are given as an object."""
+        function = {"name": "probe", "arguments": {"probe_key": "probe value"}}
+        call = {"id": "call00000", "type": "function", "function": function}
+        messages: list[Message] = [
+            {"role": "user", "content": "probe"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        ]
+        try:
+            out = self._apply([self._fitted(message) for message in messages], RenderOptions())
+        except Exception:  # as above
+            return False
+        return "'probe_key'" not in out and "probe_key" in out
+
+    def _probe_turn_start(self) -> str:
+        """What `add_generation_prompt` adds, up to where a model's reasoning begins."""
+        messages = [self._fitted({"role": "user", "content": "probe"})]
+        try:
+            before = self._apply(messages, RenderOptions(add_generation_prompt=False))
+            after = self._apply(messages, RenderOptions())
+        except Exception:  # as above
+            return ""
+        start = after[len(before) :] if after.startswith(before) else ""
+        for mark in ("<think>", "[THINK]", "<|channel|>"):
+            start = start.partition(mark)[0]
+        return start
 
     def _probe_content(self) -> tuple[bool, bool]:
         """Whether a list of parts, and whether a plain text, comes out as the text it holds."""
@@ -196,6 +237,21 @@ def choose_template(
 def _system(message: Message) -> Message:
     """The role `developer` is OpenAI's newer name of `system`; few templates know it."""
     return {**message, "role": "system"} if message.get("role") == "developer" else message
+
+
+def _with_object(call: Any) -> Any:
+    """The call with its arguments as an object, where they are one; most templates write it out."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    arguments = function.get("arguments") if isinstance(function, Mapping) else None
+    if function is None or not isinstance(arguments, str):
+        return call
+    try:
+        value = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return call
+    return (
+        {**call, "function": {**function, "arguments": value}} if isinstance(value, dict) else call
+    )
 
 
 def checked_kwargs(template: ChatTemplate, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
-from protocol.generation import Delta
+from protocol.generation import CallPiece, Delta
 from worker.engine.protocol import RawLogprob, StepOutput
 from worker.text.choice import Choice, TextOptions, readable
+from worker.text.formats import REASONING, TOOL_CALLS
+from worker.text.response import ResponseFormat
 from worker.text.words import END_ID, WordTokenizer
 
 WORDS = WordTokenizer()
@@ -97,3 +99,38 @@ def test_log_probabilities_come_with_their_tokens() -> None:
 
 def test_the_first_prompt_token_has_no_log_probability() -> None:
     assert readable(RawLogprob(97, None), WORDS).logprob is None
+
+
+def reading(*, tools: bool = True, parallel: bool = True) -> object:
+    fields = {**REASONING["think"], **TOOL_CALLS["hermes"]}
+    form = ResponseFormat(fields, {}, names=("hermes", "think"))
+    offered = [{"type": "function", "function": {"name": "f"}}] if tools else None
+    return form.reading("", offered, parallel=parallel)
+
+
+CALL = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+
+
+def test_reasoning_and_calls_are_told_from_the_text() -> None:
+    made = choice(reading=reading())
+    deltas = run(made, outputs(f"<think>ab</think>Yes. {CALL}"))
+    assert "".join(d.reasoning for d in deltas) == "ab"
+    assert "".join(d.text for d in deltas) == "Yes."
+    calls = [piece for d in deltas for piece in d.calls or ()]
+    assert calls == [CallPiece(0, "f", ""), CallPiece(0, None, "{}")]
+    assert made.reasoning_tokens == len("ab</think>") + 1
+    assert made.finish == "length"
+
+
+def test_the_first_call_ends_a_choice_that_wants_one() -> None:
+    made = choice(reading=reading(parallel=False))
+    deltas = run(made, outputs(f"{CALL}{CALL} and on", "stop"))
+    assert [piece.name for d in deltas for piece in d.calls or ()] == ["f", None]
+    assert (made.finish, made.stopped_by_text) == ("stop", True)
+    assert made.num_tokens == len(CALL) + 1  # the pattern ends where something else begins
+
+
+def test_a_call_that_a_stop_string_cuts_is_text() -> None:
+    deltas = run(choice(reading=reading(), stops=("arg",)), outputs(CALL))
+    assert "".join(d.text for d in deltas) == '<tool_call>{"name": "f", "'
+    assert deltas[-1].finish_reason == "stop"

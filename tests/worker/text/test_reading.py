@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from gateway.tool_calls import CallPiece, CallReader
+from protocol.generation import CallPiece
+from worker.text.reading import ForcedCalls
 
 TEXT = 'first\n{"a":"x\\ny"}\nsecond\n{}'
 
@@ -23,18 +24,18 @@ def folded(pieces: list[CallPiece]) -> list[tuple[str, str]]:
 
 def test_any_cut_gives_the_same_calls() -> None:
     whole = [("first", '{"a":"x\\ny"}'), ("second", "{}")]
-    assert folded(CallReader().feed(TEXT)) == whole
+    assert folded(ForcedCalls().feed(TEXT).calls) == whole
     rng = random.Random(0)
     for _ in range(200):
         cuts = sorted(rng.randint(0, len(TEXT)) for _ in range(rng.randint(1, 8)))
-        reader, pieces = CallReader(), []
+        reader, pieces = ForcedCalls(), []
         for start, end in zip([0, *cuts], [*cuts, len(TEXT)], strict=True):
-            pieces += reader.feed(TEXT[start:end])
+            pieces += reader.feed(TEXT[start:end]).calls
         assert folded(pieces) == whole
 
 
 def test_a_name_that_is_not_whole_yet_is_no_call() -> None:
-    reader = CallReader()
-    assert reader.feed("fir") == []
-    assert reader.feed("st\n") == [CallPiece(0, "first", "")]
-    assert reader.feed("") == []
+    reader = ForcedCalls()
+    assert reader.feed("fir").calls == []
+    assert reader.feed("st\n").calls == [CallPiece(0, "first", "")]
+    assert reader.feed("").calls == []
