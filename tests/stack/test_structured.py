@@ -245,7 +245,6 @@ LONG: Any = {"extra_body": {"min_tokens": 5}}
         ),
         (outputs(regex="(["), "structured_outputs", "invalid_grammar"),
         (outputs(grammar="start: nowhere"), "structured_outputs", "invalid_grammar"),
-        ({"tools": TOOLS, "tool_choice": "auto"}, "tool_choice", "unsupported_parameter"),
         (
             {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "f"}}},
             "tool_choice",
