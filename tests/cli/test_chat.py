@@ -63,6 +63,9 @@ class FakeApi:
 
         yield ": ping\n\n"
         yield frame(choices=[{"delta": {"role": "assistant"}, "finish_reason": None}])
+        if text == "think":
+            yield frame(choices=[{"delta": {"reasoning_content": "It th"}}])
+            yield frame(choices=[{"delta": {"reasoning_content": "inks."}}])
         yield delta("You said: ")
         if text == "hang":
             try:
@@ -98,6 +101,21 @@ def test_a_pipe_gets_answers_and_nothing_else(api: FakeApi, serve: Serve, trirem
     assert api.asked[0]["model"] == "alpha"
     assert api.asked[0]["stream"] is True
     assert "temperature" not in api.asked[0]
+
+
+def test_what_the_model_thinks_is_for_a_terminal(
+    api: FakeApi, serve: Serve, trireme: Trireme, terminal_of: Callable[..., Terminal]
+) -> None:
+    url = serve(api.app)
+    piped = trireme("chat", "--base-url", f"{url}/v1", stdin="think\nagain")
+    assert piped.stdout == "You said: think\nYou said: again\n"
+    assert api.asked[1]["messages"][1] == {"role": "assistant", "content": "You said: think"}
+    talk = terminal_of("chat", "--base-url", f"{url}/v1")
+    talk.expect("> ")
+    talk.type("think\r")
+    talk.expect("It th")
+    talk.expect("inks.")
+    talk.expect("You said: think")
 
 
 def test_commands_change_model_system_and_history(

@@ -134,17 +134,26 @@ class Conversation:
         pieces = self._client.stream(
             self._model, [*system, *self._history, question], self._settings.options, answer
         )
-        cancelled = False
+        cancelled = thinking = False
         try:
             with contextlib.closing(pieces):
                 for piece in pieces:
-                    sys.stdout.write(printable(piece))
+                    if piece.is_reasoning:
+                        thinking = True
+                        self._say(piece.text, end="")
+                        continue
+                    if thinking:
+                        thinking = False
+                        self._say("")
+                    sys.stdout.write(printable(piece.text))
                     sys.stdout.flush()
         except KeyboardInterrupt:
             if not self._interactive:
                 raise
             cancelled = True
         finally:
+            if thinking:
+                self._say("")
             if answer.text and not answer.text.endswith("\n"):
                 sys.stdout.write("\n")
             sys.stdout.flush()
@@ -192,9 +201,9 @@ class Conversation:
             self._system = "" if text == "-" else text
         self._say(f"System message: {self._system}" if self._system else "No system message.")
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, end: str = "\n") -> None:
         if self._interactive:
-            self._console.print(Text(printable(text), style="dim"), soft_wrap=True)
+            self._console.print(Text(printable(text), style="dim"), soft_wrap=True, end=end)
 
     def _complain(self, text: str) -> None:
         line = Text.assemble(("✗", "bold red"), f" {printable(text)}")

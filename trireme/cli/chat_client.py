@@ -6,7 +6,7 @@ import json
 from collections.abc import Generator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, NamedTuple, Self, TypeAlias
 
 import httpx
 
@@ -31,6 +31,13 @@ class Answer:
     text: str = ""
     finish_reason: str | None = None
     completion_tokens: int = 0
+
+
+class Piece(NamedTuple):
+    """New text of an answer, or of what the model thinks before it."""
+
+    text: str
+    is_reasoning: bool = False
 
 
 class ChatClient:
@@ -75,8 +82,8 @@ class ChatClient:
 
     def stream(
         self, model: str, messages: list[Message], options: dict[str, Any], answer: Answer
-    ) -> Generator[str, None, None]:
-        """Pieces of the answer's text as they come; `answer` grows with them.
+    ) -> Generator[Piece, None, None]:
+        """Pieces of the answer as they come; `answer` grows with them.
 
         Closing the iterator cancels the request.
 
@@ -101,8 +108,8 @@ class ChatClient:
                     data = line.removeprefix(_DATA).strip() if line.startswith(_DATA) else ""
                     if data == "[DONE]":
                         return
-                    if data and (piece := _take(json.loads(data), answer)):
-                        yield piece
+                    if data:
+                        yield from _take(json.loads(data), answer)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -114,19 +121,21 @@ class ChatClient:
         return ChatError(f"no answer from {self._base_url} ({reason})")
 
 
-def _take(chunk: dict[str, Any], answer: Answer) -> str:
-    """The text of one chunk, noted in `answer`."""
+def _take(chunk: dict[str, Any], answer: Answer) -> list[Piece]:
+    """What one chunk adds; noted in `answer`."""
     if chunk.get("error"):
         raise ChatError(str(chunk["error"].get("message") or "the answer was broken off"))
     if chunk.get("usage"):
         answer.completion_tokens = int(chunk["usage"].get("completion_tokens") or 0)
     if not chunk.get("choices"):
-        return ""
+        return []
     choice = chunk["choices"][0]
     answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
-    piece = str((choice.get("delta") or {}).get("content") or "")
-    answer.text += piece
-    return piece
+    delta = choice.get("delta") or {}
+    reasoning, text = str(delta.get("reasoning_content") or ""), str(delta.get("content") or "")
+    answer.text += text
+    pieces = [Piece(reasoning, is_reasoning=True), Piece(text)]
+    return [piece for piece in pieces if piece.text]
 
 
 def _error_text(answer: httpx.Response) -> str:
