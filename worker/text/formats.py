@@ -36,6 +36,7 @@ def _named_calls(content: str = "json", **anchors: Any) -> dict[str, Any]:
 
 
 _CHANNEL: Final = r"(?:<\|start\|>assistant)?"
+_CONSTRAINT: Final = r"(?:(?:<\|constrain\|>)?\s*\w+\s*)?"
 _TO: Final = r"\s*to=functions\.(?P<name>[\w.-]+)\s*"
 
 TOOL_CALLS: Final = _table(
@@ -109,9 +110,9 @@ TOOL_CALLS: Final = _table(
             "tool_calls": _named_calls(
                 open_pattern=(
                     rf"{_CHANNEL}(?:{_TO}<\|channel\|>\w+\s*|<\|channel\|>\w+{_TO})"
-                    r"(?:<\|constrain\|>\s*\w+\s*)?<\|message\|>"
+                    rf"{_CONSTRAINT}<\|message\|>"
                 ),
-                close_pattern=r"<\|call\|>|<\|end\|>",
+                close=["<|call|>", "<|end|>"],
             )
         },
     }
@@ -139,10 +140,9 @@ REASONING: Final = _table(
             },
             "content_final": {
                 "open_pattern": (
-                    rf"{_CHANNEL}<\|channel\|>(?:final|commentary)\s*"
-                    r"(?:<\|constrain\|>\s*\w+\s*)?<\|message\|>"
+                    rf"{_CHANNEL}<\|channel\|>(?:final|commentary)\s*{_CONSTRAINT}<\|message\|>"
                 ),
-                "close_pattern": r"<\|end\|>|<\|return\|>",
+                "close": ["<|end|>", "<|return|>"],
             },
         },
     }

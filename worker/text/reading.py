@@ -67,8 +67,8 @@ class AnswerFormat(Protocol):
 
     def reading(
         self, prompt: str, tools: Sequence[Mapping[str, Any]] | None, *, parallel: bool
-    ) -> Reading:
-        """How the answers to a prompt are read.
+    ) -> Reading | None:
+        """How the answers to a prompt are read; None where all is the answer.
 
         Args:
             prompt: as rendered, for what the template wrote of the answer already.

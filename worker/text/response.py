@@ -111,10 +111,8 @@ class ResponseFormat:
         self._turn_start = None if anchor else turn_start
         anchor = anchor or {"start_anchor_pattern": r"\A"}
         self._all = _loaded(fields, anchor)
-        self._no_calls = _loaded(
-            {name: field for name, field in fields.items() if not name.startswith("tool_calls")},
-            anchor,
-        )
+        others = {n: field for n, field in fields.items() if not n.startswith("tool_calls")}
+        self._no_calls = _loaded(others, anchor) if others else None
         marks = json.dumps([dict(field) for field in fields.values()], ensure_ascii=False)
         self._hidden = frozenset(
             token_id
@@ -124,8 +122,10 @@ class ResponseFormat:
 
     def reading(
         self, prompt: str, tools: Sequence[Mapping[str, Any]] | None, *, parallel: bool
-    ) -> Reading:
+    ) -> Reading | None:
         template = self._all if tools else self._no_calls
+        if template is None:
+            return None
         if self._turn_start is not None:
             at = prompt.rfind(self._turn_start) if self._turn_start else -1
             prompt = prompt[at + len(self._turn_start) :] if at >= 0 else ""

@@ -39,7 +39,9 @@ def format_of(tools: str = NONE, reasoning: str = NONE, turn_start: str = "") ->
 
 
 def reader_of(form: ResponseFormat, prompt: str = "", *, parallel: bool = True) -> Reader:
-    return form.reading(prompt, TOOLS, parallel=parallel).make()
+    reading = form.reading(prompt, TOOLS, parallel=parallel)
+    assert reading is not None
+    return reading.make()
 
 
 def read(reader: Reader, pieces: list[str]) -> Read:
@@ -103,7 +105,7 @@ HARMONY = (
     "<|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
     "<|start|>assistant<|channel|>commentary to=functions.weather <|constrain|>json<|message|>"
     f"{json.dumps(OSLO[1])}<|call|>"
-    "<|start|>assistant to=functions.move-to<|channel|>commentary <|constrain|>json<|message|>"
+    "<|start|>assistant to=functions.move-to<|channel|>commentary json<|message|>"
     f"{json.dumps(ROME[1])}"
 )
 
@@ -206,9 +208,11 @@ def test_one_call_is_enough_where_several_are_not_wanted() -> None:
 
 
 def test_calls_are_not_read_where_no_tools_are() -> None:
+    assert format_of("hermes").reading("", None, parallel=True) is None
+    thinking = format_of("hermes", "think").reading("", None, parallel=True)
+    assert thinking is not None
     answer = tagged()
-    reader = format_of("hermes").reading("", None, parallel=True).make()
-    assert read(reader, [answer]) == Read(answer, "", [])
+    assert read(thinking.make(), [answer]) == Read(answer, "", [])
 
 
 @pytest.mark.parametrize(
