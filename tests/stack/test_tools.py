@@ -87,7 +87,7 @@ def teach(tokenizer: Any, folder: Path) -> None:
     batch = []
     for prompt, answer in texts:
         before = tokenizer(prompt, add_special_tokens=False).input_ids
-        after = tokenizer(answer, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+        after = [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
         batch.append((before + after, [-100] * len(before) + after))
     longest = max(len(ids) for ids, _ in batch)
     ids = torch.tensor([one + [0] * (longest - len(one)) for one, _ in batch])
