@@ -1,8 +1,8 @@
 """One request, one stream: chooses a worker, opens the stream, goes on elsewhere when it fails.
 
-Until the first `Prompt` or `Delta` is passed on nothing that belongs to one worker has been sent,
-so a retryable failure goes to the next candidate; after that it ends the request. Whatever was
-acquired is released in `finally`.
+A retryable failure goes to the next candidate. Once a `Prompt` or `Delta` was passed on, that one
+goes on from there: it must serve the same model, by its digest, and gets the tokens so far.
+Whatever was acquired is released in `finally`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,15 @@ from gateway.fastchat_client import needs_native
 from gateway.fleet_view import FleetView
 from gateway.metrics import GatewayMetrics
 from gateway.prefix import Fingerprint, PrefixIndex, fingerprint, prompt_tokens
+from gateway.progress import Progress
 from gateway.routing import Group, InFlight, Policy, Query
 from gateway.worker_client import WorkerClient
 from protocol.errors import TriremeError, quoted
 from protocol.fleet import Capability, WorkerRecord
 from protocol.generation import (
-    Delta,
-    Done,
     EmbedRequest,
     EmbedResponse,
     Event,
-    Failed,
     GenerateRequest,
     Started,
     TokenizeRequest,
@@ -147,44 +145,52 @@ class Dispatcher:
     ) -> AsyncGenerator[list[Event], None]:
         begun, limit_s = monotonic(), request.deadline_s
         retry = _Retry(self._budget, self._metrics, request.model)
-        started = False
+        progress = Progress()
         while True:
-            worker = self._choose(request, prefix, tokens, retry)
+            worker = self._choose(request, prefix, tokens, retry, progress)
             left_s = limit_s - (monotonic() - begun) if limit_s is not None else None
             if left_s is not None and left_s <= 0:
                 raise TriremeError("deadline_exceeded", "The request took too long.")
-            delivered = False
-            fenced = _attempt(request, worker, retry.tries, left_s)
+            fenced = _attempt(progress.attempt(request), worker, retry.tries, left_s)
             stream = self._clients[worker.wire].generate(worker, fenced)
-            order = _Order()
             try:
-                with self._lend(worker, tokens) as breaker:
+                with self._lend(worker, tokens + progress.num_tokens) as breaker:
                     async with aclosing(stream) as batches:
                         async for batch in batches:
-                            events = order.checked(batch)
-                            if events and isinstance(events[0], Started):
+                            if isinstance(batch[0], Started):
                                 breaker.end(False, monotonic())
                                 self._prefixes.record(prefix, worker.instance_id)
-                                if started:
-                                    events = events[1:]
-                                started = True
-                            if events:
-                                delivered = delivered or not isinstance(events[-1], Started)
+                            if events := progress.take(batch):
                                 yield events
-                            if order.fault is not None:
-                                raise order.fault
-                            if order.ended:
+                            if progress.fault is not None:
+                                raise progress.fault
+                            if progress.done:
                                 return
                     raise TriremeError("worker_lost", "The worker's answer ended early.")
             except TriremeError as error:
-                retry.note(worker, error, delivered)
+                retry.note(worker, error, progress)
 
     def _choose(
-        self, request: GenerateRequest, prefix: Fingerprint, tokens: int, retry: _Retry
+        self,
+        request: GenerateRequest,
+        prefix: Fingerprint,
+        tokens: int,
+        retry: _Retry,
+        progress: Progress,
     ) -> WorkerRecord:
         group = self._candidates(request.model, retry.tried, _capability(request))
         if needs_native(request):
             group = _without(group, (w.instance_id for w in group.workers if w.wire != "native"))
+        if progress.digest is not None:
+            others = (
+                w.instance_id
+                for w in group.workers
+                if w.wire != "native" or _digest(w, request.model) != progress.digest
+            )
+            group = _without(group, others, or_none=True)
+            if not group.workers:
+                message = "The worker failed in the middle of the answer, and no other can go on."
+                raise TriremeError("worker_lost", message) from retry.last
         if not group.workers:
             raise retry.last or _no_worker(request.model)
         matched = self._prefixes.matched_tokens(prefix, group.by_id)
@@ -216,7 +222,7 @@ class Dispatcher:
                     breaker.end(False, monotonic())
                     return answer
             except TriremeError as error:
-                retry.note(worker, error, delivered=False)
+                retry.note(worker, error)
 
     # ---- candidates -----------------------------------------------------------------------------
 
@@ -262,36 +268,6 @@ class Dispatcher:
             self.in_flight.end(ticket)
 
 
-class _Order:
-    """What one worker's events must keep to: no gap between them, one terminal event.
-
-    Attributes:
-        fault: why nothing follows the events that were given, when that is a failure.
-        ended: whether `Done` was among them.
-    """
-
-    def __init__(self) -> None:
-        self.fault: TriremeError | None = None
-        self.ended = False
-        self._next: dict[int, int] = {}
-
-    def checked(self, events: list[Event]) -> list[Event]:
-        """Those that may be passed on."""
-        for at, event in enumerate(events):
-            if isinstance(event, Delta):
-                if event.pos != self._next.get(event.index, 0):
-                    self.fault = TriremeError("worker_lost", "The worker's answer has a gap.")
-                    return events[:at]
-                self._next[event.index] = event.pos + len(event.ids)
-            elif isinstance(event, Failed):
-                self.fault = event.error()
-                return events[:at]
-            elif isinstance(event, Done):
-                self.ended = True
-                return events[: at + 1]
-        return events
-
-
 class _Retry:
     """What went wrong with one request so far, and whether it may go on."""
 
@@ -305,17 +281,21 @@ class _Retry:
         self._model = model
         budget.earn()
 
-    def note(self, worker: WorkerRecord, error: TriremeError, delivered: bool) -> None:
+    def note(
+        self, worker: WorkerRecord, error: TriremeError, progress: Progress | None = None
+    ) -> None:
         """Return when the request may go to another worker, else raise what the client gets."""
+        delivered = progress is not None and progress.delivered
         self.tried.add(worker.instance_id)
         self.tries += 1
         self.last = error
         log.info("worker %s failed a request: %r", worker.instance_id, error)
         self._deaths += error.code == "worker_lost"
-        if delivered and error.code in _TRANSPORT_FAILURES:
-            raise TriremeError("worker_lost", "The worker failed in the middle of the answer.")
-        if delivered or not error.spec.retryable:
+        if not error.spec.retryable:
             raise error
+        if delivered and worker.wire != "native":
+            message = "The worker failed in the middle of the answer; its wire has no way to go on."
+            raise TriremeError("worker_lost", message)
         if self._deaths >= MAX_DEATHS:
             message = "Two workers died while they served this request; it is not tried again."
             raise TriremeError("request_quarantined", message) from error
@@ -323,7 +303,7 @@ class _Retry:
             raise error
         if error.code in _ADDS_LOAD and not self._budget.spend():
             raise error
-        self._metrics.retried(self._model, error.code)
+        self._metrics.retried(self._model, error.code, resumed=delivered)
 
 
 def _attempt(
@@ -342,11 +322,12 @@ def _attempt(
 def _fence(worker: WorkerRecord, model: str) -> dict[str, str | None]:
     if worker.wire != "native":
         return {}
+    return {"instance_id": worker.instance_id, "digest": _digest(worker, model) or None}
+
+
+def _digest(worker: WorkerRecord, model: str) -> str:
     record = worker.model(model)
-    return {
-        "instance_id": worker.instance_id,
-        "digest": record.digest or None if record is not None else None,
-    }
+    return record.digest if record is not None else ""
 
 
 def _without(group: Group, ids: Iterable[str], *, or_none: bool = False) -> Group:

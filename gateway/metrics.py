@@ -37,6 +37,12 @@ class GatewayMetrics:
             ["model", "reason"],
             registry=self.registry,
         )
+        self._resumed = Counter(
+            "trireme_gateway_resumed",
+            "Answers that another worker was asked to go on with, by why.",
+            ["model", "reason"],
+            registry=self.registry,
+        )
         self._lost = Counter(
             "trireme_gateway_broken_streams",
             "Streams that ended in an error event after their status was sent.",
@@ -79,8 +85,8 @@ class GatewayMetrics:
         if model != UNKNOWN_MODEL:
             self._e2e.labels(model).observe(seconds)
 
-    def retried(self, model: str, reason: str) -> None:
-        self._retries.labels(model, reason).inc()
+    def retried(self, model: str, reason: str, *, resumed: bool = False) -> None:
+        (self._resumed if resumed else self._retries).labels(model, reason).inc()
 
     def broke(self, model: str, code: str) -> None:
         self._lost.labels(model, code).inc()

@@ -103,6 +103,18 @@ class Structure(_Wire):
         return self
 
 
+class Begun(_Wire):
+    """A choice that another worker began.
+
+    Attributes:
+        ids: its completion's tokens so far.
+        ended: whether that was all of it.
+    """
+
+    ids: TokenIds
+    ended: bool = False
+
+
 class GenerateRequest(_Wire):
     """One prompt to generate from. Exactly one of `messages`, `prompt`, `prompt_ids` is given.
 
@@ -123,6 +135,9 @@ class GenerateRequest(_Wire):
         cache_salt: seeds the prefix cache, so tenants do not see each other's timing.
         priority: lower is served first.
         whole: nobody reads the answer before its end, so deltas may be joined and come late.
+        resume: the choices as another worker left them, to go on from there: deltas begin behind
+            these tokens. `sampling.seed` is then the one that `Started` told, so that the tokens
+            are those that the other worker would have given. When all have ended only `Done` comes.
         instance_id, digest: fencing; when given and not the worker's own, `wrong_instance`.
     """
 
@@ -147,8 +162,17 @@ class GenerateRequest(_Wire):
     cache_salt: str = ""
     priority: int = 0
     whole: bool = False
+    resume: list[Begun] | None = None
     instance_id: str | None = None
     digest: str | None = None
+
+    @model_validator(mode="after")
+    def _resume_fits(self) -> Self:
+        if self.resume is None:
+            return self
+        if len(self.resume) != self.sampling.n or self.sampling.seed is None:
+            raise ValueError("resume needs every choice, and the seed")
+        return self
 
     @model_validator(mode="after")
     def _one_input(self) -> Self:

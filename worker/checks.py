@@ -92,7 +92,8 @@ def plan(
             stop_token_ids=tuple(dict.fromkeys((*eos_ids, *asked_ids))),
             eos_token_ids=info.eos_token_ids,
             logprobs=sampling.logprobs,
-            prompt_logprobs=sampling.prompt_logprobs,
+            # what goes on has told its prompt
+            prompt_logprobs=None if request.resume else sampling.prompt_logprobs,
             grammar=grammar,
         ),
         TextOptions(

@@ -16,6 +16,7 @@ from typing import Any
 
 from protocol.errors import TriremeError
 from protocol.generation import (
+    Begun,
     Done,
     EmbedRequest,
     EmbedResponse,
@@ -95,12 +96,14 @@ class Service:
                 prompt = await self._encode(ready, request)
                 grammar = await self._grammar(ready, request)
             made = self._plan(ready, request, prompt, grammar, manner)
-            place = ready.admission.enter(len(prompt.ids), request.sampling.n, request.priority)
+            begun = request.resume or ()
+            num_tokens = len(prompt.ids) + sum(len(choice.ids) for choice in begun)
+            place = ready.admission.enter(num_tokens, request.sampling.n, request.priority)
             with place as ticket:
                 started = Started(
                     len(prompt.ids), self._runtime.instance_id, ready.digest, made.params.seed
                 )
-                if request.echo and made.params.prompt_logprobs is None:
+                if request.echo and made.params.prompt_logprobs is None and not begun:
                     yield [started, Prompt(prompt.ids, prompt.text)]
                 else:
                     yield [started]
@@ -109,6 +112,10 @@ class Service:
                 self._metrics.queue_s.observe(time.monotonic() - arrived)
                 job = self._job(request, prompt, made, until)
                 run = _Run(self._metrics, ready, job, made, prompt, arrived)
+                run.replay(begun)
+                if not job.choices:
+                    yield [run.done()]
+                    return
                 stream = run.events(_hold_s(request, made), ticket.first_output)
                 async with aclosing(stream) as batches:
                     async for events in batches:
@@ -150,6 +157,7 @@ class Service:
             priority=request.priority,
             deadline_s=left,
             cache_salt=request.cache_salt,
+            begun=[None if one.ended else one.ids for one in request.resume or ()],
         )
 
     async def _grammar(self, ready: Ready, request: GenerateRequest) -> str | None:
@@ -279,12 +287,31 @@ class _Run:
         self._prompt = prompt
         self._arrived = arrived
         self._choices = [Choice(i, ready.text.tokenizer, made.text) for i in range(job.n)]
-        self._unfinished = job.n
+        self._unfinished = len(job.choices)
+        self._first = min((index for index, _ in job.choices), default=0)
         self._last_token_at: list[float | None] = [None] * job.n
         self._began = False
         self._cached_tokens = 0
         self._scored = 0
         self._metrics.prompt_tokens.inc(len(prompt.ids))
+
+    def replay(self, begun: Sequence[Begun]) -> None:
+        """Bring the choices to where another worker left them.
+
+        Raises:
+            TriremeError: `invalid_value` when the tokens cannot be so.
+        """
+        vocab_size = self._ready.info.vocab_size
+        for choice, one in zip(self._choices, begun, strict=False):
+            try:
+                if any(token_id >= vocab_size for token_id in one.ids):
+                    raise ValueError(f"token ids are below {vocab_size}")
+                if not one.ended and len(one.ids) >= self._job.params.max_tokens:
+                    raise ValueError("there are max_tokens of them already")
+                choice.replay(one.ids, ended=one.ended)
+            except ValueError as error:
+                message = f"The choices cannot be resumed: {error}."
+                raise TriremeError("invalid_value", message, param="resume") from error
 
     async def events(
         self, hold_s: float, begun: Callable[[], None]
@@ -309,7 +336,7 @@ class _Run:
                         await asyncio.sleep(0)
                 events = self._deltas(outputs)
                 if not self._unfinished:
-                    yield [*events, self._done()]
+                    yield [*events, self.done()]
                     return
                 if events:
                     yield events
@@ -330,7 +357,7 @@ class _Run:
             delta = choice.feed(output)
             if delta is not None:
                 deltas.append(delta)
-            if index == 0:  # the other choices find the prompt that this one computed
+            if index == self._first:  # the others find the prompt that this one computed
                 self._cached_tokens = output.cached_tokens
             fresh[index] = fresh.get(index, 0) + choice.num_tokens - before
             if choice.finish is not None:
@@ -344,7 +371,8 @@ class _Run:
         if choice.stopped_by_text and output.finish is None:
             self._ready.engine.abort(self._job.job_id, output.index)
 
-    def _done(self) -> Done:
+    def done(self) -> Done:
+        """The end of the request, and what is counted of it."""
         self._metrics.request_s.observe(time.monotonic() - self._arrived)
         self._metrics.prefix_queries.inc(len(self._prompt.ids))
         self._metrics.prefix_hits.inc(self._cached_tokens)

@@ -58,18 +58,24 @@ def logprob(token_id: int, text: str, count: int) -> TokenLogprob:
 
 
 def scripted(request: GenerateRequest, instance_id: str) -> list[Event]:
-    """What a healthy fake answers: the words, as many as `max_tokens`, for each choice."""
+    """What a healthy fake answers: the words, as many as `max_tokens`, for each choice.
+
+    Of an answer that is resumed, those behind the tokens that it has.
+    """
     sampling = request.sampling
     words = WORDS[: sampling.max_tokens or len(WORDS)]
     prompt = request.prompt if request.prompt is not None else str(request.prompt_ids or "")
     events: list[Event] = [Started(7, instance_id, "d" * 64)]
-    if request.echo or sampling.prompt_logprobs is not None:
+    begun = [len(choice.ids) for choice in request.resume or ()] or [0] * sampling.n
+    if (request.echo or sampling.prompt_logprobs is not None) and not request.resume:
         count = sampling.prompt_logprobs or sampling.logprobs or 0
         tokens = [TokenLogprob(1, prompt[:1], [0], None), logprob(2, prompt[1:], count)]
         events.append(Prompt([1, 2], prompt, tokens))
     reason: FinishReason = "length" if len(words) < len(WORDS) else "stop"
     for pos, word in enumerate(words):
         for index in range(sampling.n):
+            if pos < begun[index]:
+                continue
             found = None
             if sampling.logprobs is not None:
                 found = [logprob(100 + pos, word, sampling.logprobs)]

@@ -104,8 +104,50 @@ async def test_a_deterministic_failure_is_tried_once(
         assert sum(len(w.requests) for w in s.workers) == 1
 
 
+@pytest.mark.parametrize("die_after", range(2, 8))
+@pytest.mark.parametrize("fields", [{}, {"stream": True}, {"n": 2, "logprobs": True}])
+async def test_after_a_death_in_the_middle_another_worker_goes_on(
+    http: aiohttp.ClientSession, die_after: int, fields: dict[str, Any]
+) -> None:
+    async with stack(FakeWorker("w1", die_after=die_after), FakeWorker("w2")) as s:
+        while not s.workers[0].requests:
+            status, answer = await ask(http, s, **fields)
+            assert status == 200
+            if fields.get("stream"):
+                assert text_of(answer) == TEXT
+                assert answer[-1] == b"[DONE]"
+                assert len({chunk["id"] for chunk in answer[:-1]}) == 1
+            else:
+                for choice in answer["choices"]:
+                    assert choice["message"]["content"] == TEXT
+                    assert choice["finish_reason"] == "stop"
+                    if fields:
+                        assert len(choice["logprobs"]["content"]) == len(WORDS)
+                assert answer["usage"]["completion_tokens"] == len(WORDS) * fields.get("n", 1)
+        last = s.workers[1].requests[-1]
+        assert last.resume is not None
+        assert sum(len(choice.ids) for choice in last.resume) == die_after - 1
+        async with http.get(s.url + "/metrics") as shown:
+            assert (
+                'gateway_resumed_total{model="demo",reason="worker_lost"} 1' in await shown.text()
+            )
+
+
+async def test_another_digest_cannot_go_on(http: aiohttp.ClientSession) -> None:
+    async with stack(FakeWorker("w1", die_after=3), FakeWorker("w2")) as s:
+        first, second = s.controller.workers
+        model = second.models[0].model_copy(update={"digest": "e" * 64})
+        s.controller.set(first, second.model_copy(update={"models": (model,)}))
+        view = s.app.state.gateway.view
+        await until(lambda: view.snapshot.workers["w2"].models[0].digest == "e" * 64)
+        while not s.workers[0].requests:
+            status, answer = await ask(http, s)
+        assert (status, answer["error"]["code"]) == (502, "worker_lost")
+        assert all(one.resume is None for one in s.workers[1].requests)
+
+
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_death_in_the_middle_ends_the_request(
+async def test_a_death_in_the_middle_ends_the_request_where_nobody_can_go_on(
     http: aiohttp.ClientSession, stream: bool
 ) -> None:
     async with stack(FakeWorker("w1", die_after=3)) as s:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,61 @@ def busy_worker(stack: Stack, timeout_s: float = 10.0) -> Tier:
 def text_of(answer: httpx.Response) -> str:
     assert answer.status_code == 200, answer.text
     return str(answer.json()["choices"][0]["message"]["content"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_worker_killed_in_the_middle_loses_nothing(stack: Stack, stream: bool) -> None:
+    """The answer equals that of an undisturbed run, to the token, and so does the usage."""
+    for _ in range(3):
+        stack.add_worker("--engine", "sim", "--sim-itl-ms", "10", "--sim-tokens", "300")
+    stack.wait_serving()
+    body = {**CHAT, "seed": 5, "n": 2, "logprobs": True}
+    expected = stack.post("/v1/chat/completions", body).json()
+    found: list[Any] = []
+    asking = threading.Thread(target=lambda: found.append(folded(stack, body, stream=stream)))
+    asking.start()
+    killed = busy_worker(stack)
+    time.sleep(1.6)
+    killed.kill()
+    asking.join(30)
+    [answer] = found
+    assert answer["usage"]["completion_tokens"] == expected["usage"]["completion_tokens"] == 600
+    for got, whole in zip(answer["choices"], expected["choices"], strict=True):
+        assert got["content"] == whole["message"]["content"]
+        assert got["logprobs"] == whole["logprobs"]["content"]
+        assert got["finish_reason"] == whole["finish_reason"]
+    assert stack.gateway.metric("trireme_gateway_resumed_total") == 1
+
+
+def folded(stack: Stack, body: dict[str, Any], *, stream: bool) -> dict[str, Any]:
+    """Contents, log probabilities and finish reasons of all choices, and the usage."""
+    if not stream:
+        answer = stack.post("/v1/chat/completions", body).json()
+        choices = [
+            {
+                "content": choice["message"]["content"],
+                "logprobs": choice["logprobs"]["content"],
+                "finish_reason": choice["finish_reason"],
+            }
+            for choice in answer["choices"]
+        ]
+        return {"choices": choices, "usage": answer["usage"]}
+    choices = [{"content": "", "logprobs": [], "finish_reason": None} for _ in range(body["n"])]
+    usage = None
+    asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
+    url = f"{stack.gateway.url}/v1/chat/completions"
+    with httpx.stream("POST", url, json=asked, timeout=30) as answer:
+        for line in answer.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            frame = json.loads(line.removeprefix("data: "))
+            usage = frame["usage"] or usage
+            for choice in frame["choices"]:
+                one = choices[choice["index"]]
+                one["content"] += choice["delta"].get("content") or ""
+                one["logprobs"] += (choice["logprobs"] or {}).get("content") or []
+                one["finish_reason"] = choice["finish_reason"] or one["finish_reason"]
+    return {"choices": choices, "usage": usage}
 
 
 def stay(stack: Stack, body: dict[str, Any], until: Callable[[], bool]) -> None:

@@ -33,9 +33,13 @@ class Matcher:
         self._eos_token_ids = eos_token_ids
         self.error = ""
 
-    def copy(self) -> Matcher:
-        """Another choice at the same place."""
-        return Matcher(self._parser.deep_copy(), self._eos_token_ids)
+    def behind(self, ids: Sequence[int]) -> Matcher:
+        """Another choice, so many tokens further on."""
+        made = Matcher(self._parser.deep_copy(), self._eos_token_ids)
+        if ids:
+            made._parser.consume_tokens(list(ids))
+            made._failed()
+        return made
 
     @property
     def is_over(self) -> bool:

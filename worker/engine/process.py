@@ -117,7 +117,7 @@ class EngineProcess:
         self._require_alive()
         outputs = Outputs(job, hold_s)
         self._jobs[job.job_id] = outputs
-        left = set(range(job.n))
+        left = {index for index, _ in job.choices}
         try:
             self._send(pipe.Submit(job))
             while left and (taken := await outputs.take()):

@@ -56,6 +56,8 @@ class Job:
         deadline_s: seconds from submission after which nobody waits for it any more.
         cache_salt: seeds the prefix cache.
         priority: lower runs first; ties in order of arrival.
+        begun: tokens that each choice has already, to go on from; None for a choice that has ended.
+            Empty for a job from its beginning. Outputs begin behind these tokens.
     """
 
     job_id: str
@@ -65,6 +67,14 @@ class Job:
     priority: int = 0
     deadline_s: float | None = None
     cache_salt: str = ""
+    begun: list[list[int] | None] = field(default_factory=list)
+
+    @property
+    def choices(self) -> list[tuple[int, list[int]]]:
+        """The choices to generate: their index, and the tokens that they have."""
+        if not self.begun:
+            return [(index, []) for index in range(self.n)]
+        return [(index, ids) for index, ids in enumerate(self.begun) if ids is not None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,22 +133,24 @@ class Sequence:
 def sequences_of(
     job: Job, arrival: int, now_s: float, matcher: Matcher | None = None
 ) -> list[Sequence]:
-    """The `n` sequences of a job; the first is the others' leader."""
+    """The sequences of a job; the first is the others' leader."""
     made: list[Sequence] = []
-    for index in range(job.n):
+    for index, ids in job.choices:
         made.append(
             Sequence(
                 job_id=job.job_id,
                 index=index,
                 params=job.params,
-                token_ids=list(job.prompt_ids),
+                token_ids=[*job.prompt_ids, *ids],
                 prompt_len=len(job.prompt_ids),
                 priority=job.priority,
                 arrival=arrival,
                 deadline=None if job.deadline_s is None else now_s + job.deadline_s,
                 cache_salt=job.cache_salt,
                 leader=made[0] if made else None,
-                matcher=None if matcher is None else matcher.copy(),
+                matcher=None if matcher is None else matcher.behind(ids),
+                output_counts=Counter(ids),
+                num_told=len(ids),
             )
         )
     return made

@@ -143,8 +143,8 @@ class SimEngine:
         """Outputs of a job; see `Engine.submit`."""
         if self._dead is None or self._dead.done():
             raise TriremeError("engine_dead", "The engine is not running.")
-        channel = _Channel(job, Outputs(job, hold_s), job.n)
-        sequences = [_Sequence(channel, i, _key(job, i)) for i in range(job.n)]
+        channel = _Channel(job, Outputs(job, hold_s), len(job.choices))
+        sequences = [_Sequence(channel, i, _key(job, i), pos=len(ids)) for i, ids in job.choices]
         self._jobs[job.job_id] = sequences
         for sequence in sequences:
             heapq.heappush(self._waiting, (job.priority, next(self._order), sequence))

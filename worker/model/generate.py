@@ -207,6 +207,20 @@ class _Run:
         forced[0, choice.token_id] = 0.0
         return forced
 
+    def _inputs(self) -> list[tuple[str, list[int]]]:
+        """The prompt and, for a sequence that goes on, what it has already."""
+        ids, prompt_len = self.seq.token_ids, self.seq.prompt_len
+        if self.loaded.kind != "seq2seq" or len(ids) == prompt_len:
+            return [("input_ids", ids), ("attention_mask", [1] * len(ids))]
+        start = self.loaded.model.generation_config.decoder_start_token_id
+        if start is None:
+            start = self.loaded.model.config.decoder_start_token_id
+        return [
+            ("input_ids", ids[:prompt_len]),
+            ("attention_mask", [1] * prompt_len),
+            ("decoder_input_ids", [start, *ids[prompt_len:]]),
+        ]
+
     def _generate(self) -> None:
         model = self.loaded.model
         config = copy.deepcopy(model.generation_config)
@@ -226,12 +240,11 @@ class _Run:
             top_k=None,
             use_cache=True,
         )
-        ids = torch.tensor([self.seq.token_ids], device=self.loaded.device)
+        inputs = self._inputs()
         try:
             with torch.inference_mode():
                 model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
+                    **{name: torch.tensor([ids]).to(self.loaded.device) for name, ids in inputs},
                     generation_config=config,
                     logits_processor=LogitsProcessorList([_Chooser(self)]),
                 )

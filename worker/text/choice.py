@@ -99,6 +99,20 @@ class Choice:
         due = due or self.finish is not None or len(self._ids) >= self._options.interval
         return self._delta() if due else None
 
+    def replay(self, ids: Sequence[int], *, ended: bool) -> None:
+        """Take tokens whose deltas were given before, by another worker.
+
+        Raises:
+            ValueError: they had ended the choice, though it is said to go on.
+        """
+        if ids:
+            self.feed(StepOutput(self._index, 0, list(ids)))
+        if self.finish is not None and not ended:
+            raise ValueError("these tokens had ended the choice")
+        self._clear()
+        if ended:
+            self.finish = self.finish or "stop"
+
     def _take_logprob(self, logprob: RawLogprob) -> None:
         self._logprobs = self._logprobs or []
         self._logprobs.append(readable(logprob, self._tokenizer))
@@ -162,9 +176,12 @@ class Choice:
             reasoning="".join(self._reasoning),
             calls=self._calls or None,
         )
+        self._clear()
+        return delta
+
+    def _clear(self) -> None:
         self._ids, self._texts, self._logprobs = [], [], None
         self._reasoning, self._calls = [], []
-        return delta
 
 
 def readable(raw: RawLogprob, tokenizer: Tokenizer) -> TokenLogprob:

@@ -1,0 +1,110 @@
+"""What a request has given so far, and what another worker needs to go on from there. Pure.
+
+A stream must have no gap: the position of every delta is checked. When its worker is lost, the
+next one gets the tokens that were passed on, and begins behind them; see docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from protocol.errors import TriremeError
+from protocol.generation import (
+    Begun,
+    Delta,
+    Done,
+    Event,
+    Failed,
+    GenerateRequest,
+    Prompt,
+    Started,
+)
+
+
+class Progress:
+    """Of one request, over all the workers that serve it.
+
+    Attributes:
+        fault: why nothing follows the events that were given, when that is a failure of the worker.
+        done: whether `Done` was among them.
+        delivered: whether anything that belongs to the answer was given.
+    """
+
+    def __init__(self) -> None:
+        self.fault: TriremeError | None = None
+        self.done = False
+        self.delivered = False
+        self._started: Started | None = None
+        self._ids: dict[int, list[int]] = {}
+        self._ended: set[int] = set()
+        self._prompt_told = 0
+        self._prompt_seen = 0
+
+    @property
+    def digest(self) -> str | None:
+        """What a worker must serve to go on; None while any may begin."""
+        return self._started.digest if self._started is not None and self.delivered else None
+
+    @property
+    def num_tokens(self) -> int:
+        """Completion tokens so far."""
+        return sum(map(len, self._ids.values()))
+
+    def attempt(self, request: GenerateRequest) -> GenerateRequest:
+        """The request as the next worker gets it."""
+        self.fault, self._prompt_seen = None, 0
+        started = self._started
+        if started is None:
+            return request
+        # the same seed, whether or not it had begun to choose tokens
+        sampling = request.sampling.model_copy(update={"seed": started.seed})
+        resume = None
+        if self._ids:
+            resume = [
+                Begun(ids=self._ids.get(index, []), ended=index in self._ended)
+                for index in range(sampling.n)
+            ]
+        return request.model_copy(update={"sampling": sampling, "resume": resume})
+
+    def take(self, events: list[Event]) -> list[Event]:
+        """Those of a worker's events that are to be passed on."""
+        passed: list[Event] = []
+        for event in events:
+            if isinstance(event, Started):
+                if self._started is None:
+                    self._started = event
+                    passed.append(event)
+            elif isinstance(event, Prompt):
+                if (rest := self._untold(event)) is not None:
+                    self.delivered = True
+                    passed.append(rest)
+            elif isinstance(event, Delta):
+                known = self._ids.setdefault(event.index, [])
+                if event.pos != len(known):
+                    self.fault = TriremeError("worker_lost", "The worker's answer has a gap.")
+                    break
+                known += event.ids
+                self.delivered = True
+                if event.finish_reason is not None:
+                    self._ended.add(event.index)
+                passed.append(event)
+            elif isinstance(event, Failed):
+                self.fault = event.error()
+                break
+            elif isinstance(event, Done):
+                self.done = True
+                passed.append(event)
+                break
+        return passed
+
+    def _untold(self, event: Prompt) -> Prompt | None:
+        """The part of a prompt's piece that was not given before."""
+        first, self._prompt_seen = self._prompt_seen, self._prompt_seen + len(event.ids)
+        known = self._prompt_told - first
+        self._prompt_told = max(self._prompt_told, self._prompt_seen)
+        if known <= 0:
+            return event
+        if known >= len(event.ids):
+            return None
+        scores = event.logprobs[known:] if event.logprobs is not None else None
+        return replace(event, ids=event.ids[known:], text="", logprobs=scores)

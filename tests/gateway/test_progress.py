@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from gateway.progress import Progress
+from protocol.errors import TriremeError
+from protocol.generation import (
+    Begun,
+    Delta,
+    Done,
+    Event,
+    Failed,
+    GenerateRequest,
+    Prompt,
+    SamplingParams,
+    Started,
+    TokenLogprob,
+)
+
+STARTED = Started(3, "w1", "d1", seed=7)
+REQUEST = GenerateRequest(request_id="r", model="m", prompt="x", sampling=SamplingParams(n=2))
+
+
+def taken(*events: Event) -> Progress:
+    progress = Progress()
+    assert progress.take(list(events)) == list(events)
+    return progress
+
+
+def test_before_anything_the_request_is_sent_as_it_is() -> None:
+    progress = Progress()
+    assert progress.attempt(REQUEST) is REQUEST
+    assert progress.digest is None
+    assert not progress.delivered
+
+
+def test_a_request_that_began_keeps_its_seed_and_says_it_began_once() -> None:
+    progress = taken(STARTED)
+    again = progress.attempt(REQUEST)
+    assert (again.sampling.seed, again.resume) == (7, None)
+    assert progress.digest is None, "any worker may begin"
+    assert progress.take([Started(3, "w2", "d2", seed=7)]) == []
+
+
+def test_the_next_worker_gets_the_tokens_so_far() -> None:
+    progress = taken(
+        STARTED,
+        Delta(0, 0, [5, 6], "ab"),
+        Delta(1, 0, [8], "x", finish_reason="stop"),
+        Delta(0, 2, [7], "c"),
+    )
+    again = progress.attempt(REQUEST)
+    assert again.resume == [Begun(ids=[5, 6, 7]), Begun(ids=[8], ended=True)]
+    assert progress.digest == "d1"
+    assert progress.num_tokens == 4
+    follow = [Delta(0, 3, [9], "d", finish_reason="length"), Done(3, 5)]
+    assert progress.take([Started(3, "w2", "d1", seed=7), *follow]) == follow
+    assert progress.done
+
+
+def test_a_gap_and_a_repetition_are_faults_and_are_not_passed_on() -> None:
+    for pos in (0, 2):
+        progress = taken(STARTED, Delta(0, 0, [5], "a"))
+        assert progress.take([Delta(0, pos, [6], "b"), Delta(0, 1, [6], "b")]) == []
+        assert progress.fault is not None
+        assert progress.fault.code == "worker_lost"
+        assert progress.attempt(REQUEST).resume == [Begun(ids=[5]), Begun(ids=[])]
+        assert progress.fault is None, "the next worker begins without"
+
+
+def test_a_failure_ends_what_is_passed_on() -> None:
+    progress = taken(STARTED)
+    failed = Failed.of(TriremeError("engine_dead", "gone"))
+    assert progress.take([Delta(0, 0, [5], "a"), failed, Done(3, 1)]) == [Delta(0, 0, [5], "a")]
+    assert progress.fault is not None
+    assert progress.fault.code == "engine_dead"
+    assert not progress.done
+
+
+def test_a_prompt_is_told_once_however_it_is_cut() -> None:
+    scores = [TokenLogprob(i, str(i), [i], -1.0 * i) for i in range(5)]
+
+    def piece(first: int, last: int) -> Prompt:
+        return Prompt(list(range(first, last)), "" if first else "text", scores[first:last])
+
+    progress = taken(STARTED, piece(0, 2))
+    assert progress.delivered
+    assert progress.attempt(REQUEST).resume is None, "no token was chosen yet"
+    assert progress.take([STARTED, piece(0, 1)]) == []
+    assert progress.take([piece(1, 4)]) == [Prompt([2, 3], "", scores[2:4])]
+    assert progress.take([piece(4, 5)]) == [piece(4, 5)]
