@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from gateway.edge import header
 from gateway.errors import WHOLE_FIELDS
 from protocol.errors import TAXONOMY, TriremeError, quoted
-from protocol.openai import UNION_TAGS
+from protocol.openai_messages import UNION_TAGS
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
