@@ -14,8 +14,11 @@ UNION_TAGS: Final = frozenset({"~text", "~parts", "~messages"})
 
 class ContentPart(RequestFields):
     type: Literal["text", "refusal"]
+    """which of the two it is"""
     text: str | None = None
+    """the text of a part of type `text`"""
     refusal: str | None = None
+    """the text of a part of type `refusal`"""
 
     @model_validator(mode="after")
     def _has_text(self) -> ContentPart:
@@ -40,15 +43,25 @@ Content: TypeAlias = Annotated[
 
 class ChatMessage(RequestFields):
     role: Literal["system", "developer", "user", "assistant", "tool"]
+    """who speaks; `developer` is a `system` where the template has no such role"""
     content: Content = ""
+    """a text, or parts that are joined by a line break; only the assistant's may be absent"""
     name: str | None = None
+    """the speaker's name, for the template"""
     tool_calls: list[dict[str, Any]] | None = None
+    """the calls that the assistant made, for the template"""
     tool_call_id: str | None = None
+    """the call that a `tool` message answers, for the template"""
     refusal: str | None = None
+    """accepted as OpenAI's clients send it back; no template is given it"""
     reasoning_content: str | None = None
+    """what the assistant thought, for the template"""
     audio: Unsupported = None
+    """an answer that was spoken"""
     function_call: Unsupported = None
+    """OpenAI's former `tool_calls`"""
     annotations: list[Any] | None = None
+    """accepted as OpenAI's clients send it back; no template is given it"""
 
     @model_validator(mode="before")
     @classmethod

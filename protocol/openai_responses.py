@@ -188,6 +188,44 @@ class ModelList(_Answer):
     data: list[ModelCard] = Field(default_factory=list)
 
 
+class FieldCapability(_Answer):
+    """How a field of a request is answered.
+
+    Attributes:
+        support: `default_only`: only values that ask for nothing are accepted; `refused`: null is.
+        description: what it is for.
+        accepts: a JSON schema; null is accepted beside it, and means the default.
+        no_effect: any value is accepted, and none changes the answer.
+    """
+
+    support: Literal["honoured", "default_only", "refused"]
+    description: str
+    accepts: dict[str, Any]
+    required: bool = False
+    no_effect: bool = False
+    default: Any = None
+
+
+class OperationCapability(_Answer):
+    path: str
+    served: bool
+    fields: dict[str, FieldCapability] | None = None
+
+
+class ModelCapabilities(_Answer):
+    id: str
+    object: Literal["model.capabilities"]
+    context_length: int | None
+    engines: list[str]
+    operations: dict[str, OperationCapability]
+
+
+class CapabilityList(_Answer):
+    object: Literal["list"]
+    unknown_fields: Literal["refused", "ignored"]
+    data: list[ModelCapabilities]
+
+
 class TokenCheckItem(_Answer):
     """The seed spells these fields so."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from protocol import __version__
 from protocol.errors import TriremeError, quoted
-from protocol.fleet import Capability, ModelRecord, WorkerState
+from protocol.fleet import Capability, Feature, ModelRecord, WorkerState
 from trireme.service.server import ExitRequest
 from trireme.service.settings import EXIT_MODEL
 from worker.admission import Admission
@@ -169,6 +169,7 @@ class Runtime:
             capabilities += ("chat", "completions")
         if ready.info.embeds:
             capabilities += ("embeddings",)
+        features: tuple[Feature, ...] = ("structured_outputs",) if ready.info.grammars else ()
         return tuple(
             ModelRecord(
                 name=name,
@@ -176,6 +177,7 @@ class Runtime:
                 context_length=ready.info.context_length,
                 capabilities=capabilities,
                 engine=ready.info.engine,
+                features=features,
             )
             for name in self.settings.served_names
         )
