@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 WorkerState: TypeAlias = Literal["starting", "ready", "draining", "failed"]
 Wire: TypeAlias = Literal["native", "fastchat"]
 Capability: TypeAlias = Literal["chat", "completions", "embeddings"]
-Feature: TypeAlias = Literal["structured_outputs"]
-"""What an engine may lack; `structured_outputs`: answers held to a grammar."""
+Feature: TypeAlias = Literal["structured_outputs", "prompt_logprobs", "template_variables"]
+"""What a model may lack: answers held to a grammar, log probabilities of the prompt, a chat
+template with variables of its own."""
 
 
 class _Record(BaseModel):
@@ -34,7 +35,7 @@ class ModelRecord(_Record):
         context_length: tokens; 0 when unknown (a FastChat worker, until it is asked).
         capabilities: what it can be asked for.
         engine: which engine runs it, such as `paged`, `generate`, `sim`.
-        features: what its engine has of `Feature`, perhaps more; None when that is not known.
+        features: what it has of `Feature`, perhaps more; None when that is not known.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=256)]

@@ -174,7 +174,9 @@ class GenerationFields(_Inert):
     """leave special tokens out of the text"""
     echo: bool = False
     """begin with the prompt's text (in chat, with the last message if it is the assistant's)"""
-    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[
+        Annotated[int, Field(ge=0, le=20)] | None, Needs("prompt_logprobs")
+    ] = None
     """alternatives for each token of the prompt, with log probabilities; not with `stream`; they
     and those of `echo` with `logprobs` are at most 1,000,000 in an answer, over all choices"""
     structured_outputs: Annotated[StructuredOutputs | None, Needs("structured_outputs")] = None
@@ -229,7 +231,9 @@ class ChatCompletionRequest(GenerationFields):
     """whether the template opens the assistant's turn"""
     continue_final_message: bool = False
     """go on with the last message, which must be the assistant's"""
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    chat_template_kwargs: Annotated[dict[str, Any], Needs("template_variables", ({},))] = Field(
+        default_factory=dict
+    )
     """scalars for the model's template; refused are names that it does not use, and those that
     transformers itself gives it"""
     response_format: Annotated[

@@ -169,7 +169,11 @@ class Runtime:
             capabilities += ("chat", "completions")
         if ready.info.embeds:
             capabilities += ("embeddings",)
-        features: tuple[Feature, ...] = ("structured_outputs",) if ready.info.grammars else ()
+        has: dict[Feature, object] = {
+            "structured_outputs": ready.info.grammars,
+            "prompt_logprobs": ready.info.scores_prompts,
+            "template_variables": ready.text.template.variables,
+        }
         return tuple(
             ModelRecord(
                 name=name,
@@ -177,7 +181,7 @@ class Runtime:
                 context_length=ready.info.context_length,
                 capabilities=capabilities,
                 engine=ready.info.engine,
-                features=features,
+                features=tuple(name for name, value in has.items() if value),
             )
             for name in self.settings.served_names
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import aiohttp
 import pytest
@@ -10,13 +10,16 @@ import pytest
 from gateway.capabilities import OPERATIONS, capabilities, fields_of
 from gateway.fastchat_client import NATIVE_ONLY, needs_native
 from gateway.fleet_view import FleetView, Snapshot
-from protocol.fleet import FleetSnapshot, ModelRecord, WorkerRecord
+from protocol.fleet import Feature, FleetSnapshot, ModelRecord, WorkerRecord
 from protocol.generation import GenerateRequest
 from protocol.openai import CapabilityList, ChatCompletionRequest
 from tests.gateway.fakes import MODEL, FakeWorker, record, stack
 
 HELD = {"structured_outputs", "response_format", "tool_choice"}
 """Fields that need an engine with structured output."""
+
+
+ALL = get_args(Feature)
 
 
 def worker(number: int, *, wire: Any = "native", **fields: Any) -> WorkerRecord:
@@ -75,12 +78,14 @@ def test_an_engine_without_structured_output_is_told_so() -> None:
     chat, text = support(model, "chat"), support(model, "completions")
     assert chat["structured_outputs"] == text["structured_outputs"] == "refused"
     fields = model["operations"]["chat"]["fields"]
+    assert chat["prompt_logprobs"] == "refused"
+    assert fields["chat_template_kwargs"]["accepts"] == {"enum": [{}]}
     assert fields["response_format"]["support"] == "default_only"
     assert fields["response_format"]["accepts"] == {"enum": [{"type": "text"}]}
     assert model["engines"] == ["generate"]
 
 
-@pytest.mark.parametrize("features", [None, ("structured_outputs",), ("structured_outputs", "new")])
+@pytest.mark.parametrize("features", [None, ALL, (*ALL, "new")])
 def test_a_lack_is_told_only_when_a_worker_says_so(features: Any) -> None:
     assert HELD & support(told(worker(1, features=features)), "chat").keys() == HELD
     chat = support(told(worker(1, features=features)), "chat")
@@ -88,7 +93,7 @@ def test_a_lack_is_told_only_when_a_worker_says_so(features: Any) -> None:
 
 
 def test_a_field_is_honoured_when_every_worker_does_it() -> None:
-    able, lacking = worker(1, features=("structured_outputs",)), worker(2, features=())
+    able, lacking = worker(1, features=ALL), worker(2, features=())
     assert support(told(able, lacking), "chat")["structured_outputs"] == "refused"
 
 
@@ -103,7 +108,7 @@ def test_a_fastchat_worker_takes_what_its_wire_carries() -> None:
 
 
 def test_beside_a_native_worker_a_fastchat_worker_takes_nothing_away() -> None:
-    model = told(worker(1, wire="fastchat"), worker(2, features=("structured_outputs",)))
+    model = told(worker(1, wire="fastchat"), worker(2, features=ALL))
     chat = support(model, "chat")
     assert {chat["seed"], chat["tools"], chat["structured_outputs"]} == {"honoured"}
 
