@@ -12,6 +12,7 @@ from openai.types import CreateEmbeddingResponse, Model
 from pydantic import BaseModel, ValidationError
 
 from protocol import openai as schemas
+from protocol import openai_responses
 from protocol.errors import TAXONOMY, ErrorCode
 from protocol.openai import (
     ChatCompletionRequest,
@@ -59,8 +60,11 @@ def below(model: type[BaseModel]) -> set[type[BaseModel]]:
     return {model}.union(*(below(one) for one in model.__subclasses__()))
 
 
-@pytest.mark.parametrize("model", sorted(below(RequestFields), key=lambda one: one.__name__))
-def test_every_field_of_a_request_has_a_description(model: type[BaseModel]) -> None:
+@pytest.mark.parametrize(
+    "model",
+    sorted(below(RequestFields) | below(openai_responses._Answer), key=lambda one: one.__name__),
+)
+def test_every_field_of_a_request_or_an_answer_has_a_description(model: type[BaseModel]) -> None:
     bare = [name for name, field in model.model_fields.items() if not field.description]
     assert bare == [], "write a text in three quotes below the field"
 
