@@ -25,7 +25,7 @@ from gateway.fleet_view import FleetView
 from gateway.fleet_watch import FleetWatch
 from gateway.http_client import HttpPool
 from gateway.metrics import UNKNOWN_MODEL, GatewayMetrics
-from gateway.openapi import describe_bodies
+from gateway.openapi import describe
 from gateway.routes import BUSY_ROUTES, ROUTERS
 from gateway.routing import POLICIES
 from gateway.state import Gateway
@@ -137,7 +137,7 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
     install_error_handlers(app)
-    describe_bodies(app)
+    describe(app)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_request: Request, _error: ClientDisconnect) -> Response:
