@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from docs.make_tables import app_of
-from tests.stack.processes import Stack, running
+from tests.stack.processes import Stack, Tier, running
 
 MODEL = "m"
 CHECKS = [
@@ -38,11 +38,29 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def schemas(stack: Stack) -> dict[str, Any]:
-    tiers = {"gateway": stack.gateway, "controller": stack.controller, "worker": stack.workers[0]}
-    return {
-        name: schemathesis.openapi.from_url(f"{tier.url}/openapi.json")
-        for name, tier in tiers.items()
+    return {"gateway": document(stack.gateway)}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """A controller and a worker that know nobody: what is made up here reaches no other test."""
+    folder = tmp_path_factory.mktemp("alone")
+    flags = ("--engine", "sim", "--model-names", MODEL, "--max-model-len", "512", "--no-register")
+    tiers = {
+        "controller": Tier("controller", folder / "controller.log"),
+        "worker": Tier("worker", folder / "worker.log", *flags),
     }
+    try:
+        for tier in tiers.values():
+            tier.wait_ready()
+        yield {name: document(tier) for name, tier in tiers.items()}
+    finally:
+        for tier in tiers.values():
+            tier.kill()
+
+
+def document(tier: Tier) -> Any:
+    return schemathesis.openapi.from_url(f"{tier.url}/openapi.json")
 
 
 def operations(tier: str, *, bodies: bool = False) -> list[tuple[str, str, str]]:
@@ -56,7 +74,7 @@ def operations(tier: str, *, bodies: bool = False) -> list[tuple[str, str, str]]
     ]
 
 
-def check(operation: Any, mode: GenerationMode, examples: int = 25) -> None:
+def check(operation: Any, mode: GenerationMode, examples: int = 15) -> None:
     """Send so many requests of the operation; what fails is raised with the way to repeat it."""
 
     @settings(
@@ -90,3 +108,27 @@ def test_what_the_document_does_not_allow_is_answered_as_it_says(
     schemas: dict[str, Any], tier: str, path: str, method: str
 ) -> None:
     check(schemas[tier][path][method], GenerationMode.NEGATIVE)
+
+
+@pytest.mark.parametrize(("tier", "path", "method"), operations("controller"))
+def test_the_controller_answers_as_its_document_says(
+    alone: dict[str, Any], tier: str, path: str, method: str
+) -> None:
+    check(alone[tier][path][method], GenerationMode.POSITIVE)
+
+
+@pytest.mark.parametrize(("tier", "path", "method"), operations("worker"))
+def test_the_worker_answers_as_its_document_says(
+    alone: dict[str, Any], tier: str, path: str, method: str
+) -> None:
+    check(alone[tier][path][method], GenerationMode.POSITIVE)
+
+
+@pytest.mark.parametrize(
+    ("tier", "path", "method"),
+    [*operations("controller", bodies=True), *operations("worker", bodies=True)],
+)
+def test_what_is_wrong_is_answered_as_the_document_says(
+    alone: dict[str, Any], tier: str, path: str, method: str
+) -> None:
+    check(alone[tier][path][method], GenerationMode.NEGATIVE)
