@@ -7,19 +7,29 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 from fastapi import FastAPI
 
 from controller.config import ControllerSettings
-from controller.fastchat import fastchat_router
+from controller.fastchat import FASTCHAT_BODIES, fastchat_router
 from controller.fleet import Fleet
 from controller.native import WORKERS, native_router
 from controller.relay import Relay
 from protocol import __version__
+from protocol.fleet import WorkerRecord
 from trireme.service.auth import TokenSet
-from trireme.service.control import TokenGuard, error_response, install_error_handlers
+from trireme.service.control import (
+    TokenGuard,
+    described,
+    error_response,
+    install_error_handlers,
+)
 from trireme.service.health import health_router
+from trireme.service.openapi import describe
 from trireme.service.shortcut import Shortcut, routes_of
+
+ABOUT: Final = "The fleet's workers and their leases: the native wire, and FastChat's."
 
 
 def create_app(
@@ -69,4 +79,5 @@ def create_app(
     )
     app.include_router(native)
     app.include_router(fastchat_router(fleet, relay))
+    describe(app, described(ABOUT, (WorkerRecord, *FASTCHAT_BODIES)))
     return app

@@ -21,6 +21,11 @@ from protocol.errors import ErrorCode, TriremeError
 from protocol.fastchat import HeartBeat, ModelQuery, RegisterWorker, WorkerStatus, base_url
 from protocol.fleet import ModelRecord, WorkerRecord
 from trireme.service.control import parse, parse_body, read_body
+from trireme.service.openapi import body_of, bytes_of
+
+FRAMES: Final = "application/octet-stream"
+FASTCHAT_BODIES: Final = (RegisterWorker, HeartBeat, ModelQuery)
+"""What these routes read, for the OpenAPI document."""
 
 MAX_GENERATE_BODY_BYTES: Final = 4 * 1024 * 1024
 LEASE_S: Final = 90.0
@@ -31,7 +36,7 @@ def fastchat_router(fleet: Fleet, relay: Relay) -> APIRouter:
     """All routes of FastChat's controller."""
     router = APIRouter(tags=["fastchat"])
 
-    @router.post("/register_worker")
+    @router.post("/register_worker", openapi_extra=body_of(RegisterWorker))
     async def register_worker(request: Request) -> JSONResponse:
         body = await parse_body(request, RegisterWorker)
         if body.worker_status is None:
@@ -44,7 +49,7 @@ def fastchat_router(fleet: Fleet, relay: Relay) -> APIRouter:
         fleet.register(record, peer_of(request), LEASE_S if body.check_heart_beat else None)
         return JSONResponse(None)
 
-    @router.post("/receive_heart_beat")
+    @router.post("/receive_heart_beat", openapi_extra=body_of(HeartBeat))
     async def receive_heart_beat(request: Request) -> dict[str, bool]:
         body = await parse_body(request, HeartBeat)
         return {"exist": fleet.beat(base_url(body.worker_name), body.queue_length)}
@@ -66,7 +71,7 @@ def fastchat_router(fleet: Fleet, relay: Relay) -> APIRouter:
     async def list_language_models() -> dict[str, list[str]]:
         return {"models": _models(fleet, multimodal=False)}
 
-    @router.post("/get_worker_address")
+    @router.post("/get_worker_address", openapi_extra=body_of(ModelQuery))
     async def get_worker_address(request: Request) -> dict[str, str]:
         body = await parse_body(request, ModelQuery)
         chosen = fleet.dispatch(body.model)
@@ -82,13 +87,18 @@ def fastchat_router(fleet: Fleet, relay: Relay) -> APIRouter:
             "queue_length": sum(entry.record.queue_length for entry in ready),
         }
 
-    @router.post("/worker_generate_stream")
+    @router.post(
+        "/worker_generate_stream",
+        openapi_extra=body_of(ModelQuery),
+        response_class=Response,
+        responses={200: bytes_of(FRAMES, "JSON objects, each followed by a zero byte")},
+    )
     async def worker_generate_stream(request: Request) -> Response:
         raw = await read_body(request, MAX_GENERATE_BODY_BYTES)
         chosen = fleet.dispatch(parse(raw, ModelQuery).model, relayable_only=True)
         if chosen is None:
-            return Response(error_frame(ErrorCode.CONTROLLER_NO_WORKER))
-        return StreamingResponse(relay.stream(chosen.record.address, raw))
+            return Response(error_frame(ErrorCode.CONTROLLER_NO_WORKER), media_type=FRAMES)
+        return StreamingResponse(relay.stream(chosen.record.address, raw), media_type=FRAMES)
 
     @router.get("/test_connection")
     async def test_connection() -> str:

@@ -14,10 +14,23 @@ from fastapi.responses import JSONResponse
 from controller.fleet import Fleet
 from controller.registry import Entry
 from protocol.errors import TriremeError
-from protocol.fleet import HeartbeatAnswer, WorkerRecord
+from protocol.fleet import FleetSnapshot, HeartbeatAnswer, WorkerRecord
 from trireme.service.control import parse_body
+from trireme.service.openapi import body_of
 
 WORKERS: Final = "/fleet/workers/"
+_IN_PATH: Final = {
+    "parameters": [
+        {
+            "name": "instance_id",
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "minLength": 1, "maxLength": 256},
+        }
+    ]
+}
+"""Said by hand, because that route takes a request alone, to be reached past the router."""
+
 InstanceId = Annotated[str, Path(min_length=1, max_length=256)]
 
 
@@ -25,7 +38,12 @@ def native_router(fleet: Fleet) -> APIRouter:
     """PUT and DELETE of worker records, the snapshot with long poll."""
     router = APIRouter(tags=["fleet"])
 
-    @router.put(f"{WORKERS}{{instance_id}}", response_model=HeartbeatAnswer)
+    @router.put(
+        f"{WORKERS}{{instance_id}}",
+        response_model=HeartbeatAnswer,
+        openapi_extra=body_of(WorkerRecord) | _IN_PATH,
+        responses={409: {"model": HeartbeatAnswer, "description": "another holds the address"}},
+    )
     async def put_worker(request: Request) -> Response:
         record = await parse_body(request, WorkerRecord)
         if record.instance_id != request.path_params["instance_id"]:
@@ -53,7 +71,7 @@ def native_router(fleet: Fleet) -> APIRouter:
         fleet.leave(instance_id)
         return Response(status_code=204)
 
-    @router.get("/fleet")
+    @router.get("/fleet", response_model=FleetSnapshot)
     async def snapshot(
         request: Request,
         after: Annotated[int, Query(ge=0)] = 0,

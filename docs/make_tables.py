@@ -1,4 +1,4 @@
-"""Writes the tables of flags and metrics in docs/operations.md from the code.
+"""Writes the tables of flags, metrics and request fields in the pages of docs/ from the code.
 
 `python docs/make_tables.py` writes them, `--check` fails when they are not what it would write.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin
 
@@ -17,11 +18,13 @@ import httpx
 from fastapi import FastAPI
 from pydantic.fields import FieldInfo
 
+from gateway.capabilities import fields_of
+from protocol import openai
 from trireme.service.server import ExitRequest
 from trireme.service.settings import TierSettings
 
-PAGE = Path(__file__).with_name("operations.md")
-SECTION = re.compile(r"(<!-- (flags|metrics): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+PAGES = tuple(Path(__file__).with_name(name) for name in ("operations.md", "api.md"))
+SECTION = re.compile(r"(<!-- (flags|metrics|fields): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 TIERS = ("controller", "worker", "gateway")
 SHARED_ENV = {
     "ssl_keyfile": "SSL_KEYFILE",
@@ -136,7 +139,73 @@ def app_of(tier: str) -> FastAPI:
     return cast(FastAPI, create_app(settings))
 
 
-TABLES: dict[str, Callable[[str], str]] = {"flags": flags, "metrics": metrics}
+def fields(name: str) -> str:
+    """The table of a request's own fields; those that chat and completions share are in the table
+    of `GenerationFields`."""
+    model: type[openai.EmbeddingsRequest] = getattr(openai, name)
+    inherits = issubclass(model, openai.GenerationFields) and model is not openai.GenerationFields
+    lines = "| Field | Default | Meaning and limits |\n|---|---|---|\n"
+    for field, entry in fields_of(model).items():
+        if field == "model" or not inherits or field in model.__annotations__:
+            lines += field_row(field, entry)
+    return lines
+
+
+def field_row(name: str, entry: Mapping[str, Any]) -> str:
+    """One line of a table: field, default, meaning with what is accepted."""
+    given = entry.get("default")
+    default = "none" if given in (None, [], {}) else f"`{json.dumps(given)}`"
+    meaning = entry["description"]
+    match entry["support"]:
+        case "refused":
+            meaning = f"refused: {meaning}"
+        case "default_only":
+            meaning = f"only {_accepted(entry['accepts'])}: {meaning}"
+        case _:
+            meaning += "; without effect" if entry.get("no_effect") else ""
+            accepted = _accepted(entry["accepts"])
+            meaning += f" ({accepted})" if accepted else ""
+    cells = (f"`{name}`", "required" if entry.get("required") else default, meaning)
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _accepted(schema: Mapping[str, Any]) -> str:
+    """The limits of a JSON schema in words; empty where the type has none."""
+    if "enum" in schema:
+        return " or ".join(f"`{json.dumps(one)}`" for one in schema["enum"])
+    for one in schema.get("anyOf", ()):
+        if "maxItems" in one:  # one value stands for a list of one
+            return _accepted(one)
+    parts = [
+        _range(schema, "minimum", "maximum", ""),
+        _range(schema, "minLength", "maxLength", " characters"),
+        _range(schema, "minItems", "maxItems", " items"),
+        _range(schema, "minProperties", "maxProperties", " entries"),
+    ]
+    for key in ("items", "additionalProperties"):
+        inner = schema.get(key)
+        each = _accepted(inner) if isinstance(inner, dict) else ""
+        parts.append(f"each {each}" if each else "")
+    return ", ".join(part for part in parts if part)
+
+
+def _range(schema: Mapping[str, Any], least: str, most: str, unit: str) -> str:
+    """Both ends in words, but for those of the 32 and 64 bits that every number has."""
+    low, high = schema.get(least), schema.get(most)
+    if "exclusiveMinimum" in schema and least == "minimum":
+        return f"above {schema['exclusiveMinimum']}, at most {high}{unit}"
+    if high is not None and high >= 2**31 - 1:
+        high = None
+    if low is not None and low <= -(2**31):
+        low = None
+    if high is None:
+        return (
+            "" if low is None else f"at least {low}{unit}" if low != 1 or not unit else "not empty"
+        )
+    return f"at most {high:,}{unit}" if low is None else f"{low} to {high:,}{unit}"
+
+
+TABLES: dict[str, Callable[[str], str]] = {"flags": flags, "metrics": metrics, "fields": fields}
 
 
 def render(page: str) -> str:
@@ -145,14 +214,18 @@ def render(page: str) -> str:
 
 
 def main() -> int:
-    page = PAGE.read_text()
-    made = render(page)
-    if sys.argv[1:] == ["--check"]:
-        if made != page:
-            print(f"{PAGE.name}: the tables are out of date: run make fmt")
-        return int(made != page)
-    PAGE.write_text(made)
-    return 0
+    stale = {}
+    for page in PAGES:
+        made = render(page.read_text())
+        if made != page.read_text():
+            stale[page] = made
+    if sys.argv[1:] != ["--check"]:
+        for page, made in stale.items():
+            page.write_text(made)
+        return 0
+    for page in stale:
+        print(f"{page.name}: the tables are out of date: run make fmt")
+    return int(bool(stale))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from gateway.fleet_view import FleetView
 from gateway.fleet_watch import FleetWatch
 from gateway.http_client import HttpPool
 from gateway.metrics import UNKNOWN_MODEL, GatewayMetrics
-from gateway.openapi import describe_bodies
+from gateway.openapi import DESCRIBED
 from gateway.routes import BUSY_ROUTES, ROUTERS
 from gateway.routing import POLICIES
 from gateway.state import Gateway
@@ -35,6 +35,7 @@ from protocol.errors import quoted
 from protocol.fleet import WorkerRecord
 from trireme.service.auth import TokenSet
 from trireme.service.health import HEALTH_PATHS, health_router
+from trireme.service.openapi import describe
 from trireme.service.processes import Sibling
 from trireme.service.scrapes import Shown, shown
 from trireme.service.shortcut import Shortcut
@@ -137,7 +138,7 @@ def create_app(
     for router in ROUTERS:
         app.include_router(router)
     install_error_handlers(app)
-    describe_bodies(app)
+    describe(app, DESCRIBED)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(_request: Request, _error: ClientDisconnect) -> Response:

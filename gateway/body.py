@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -15,11 +16,18 @@ from starlette.requests import ClientDisconnect
 from gateway.edge import header
 from gateway.errors import WHOLE_FIELDS
 from protocol.errors import TAXONOMY, TriremeError, quoted
-from protocol.openai import UNION_TAGS
+from protocol.openai_messages import UNION_TAGS
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
 _UNPARSABLE: Final = "We could not parse the JSON body of your request."
+
+_TOO_DEEP: Final = re.compile(
+    r"recursion limit exceeded at line (?P<line>\d+) column (?P<column>\d+)"
+)
+"""What pydantic's JSON parser says of a body that nests deeper than it goes."""
+
+_WITH_SCHEMAS: Final = frozenset({"response_format", "structured_outputs", "tools"})
 
 _ANSWER_CHANGING: Final = frozenset(
     "best_of chat_template documents grammar guided_choice guided_grammar guided_json guided_regex "
@@ -85,7 +93,7 @@ def parse(
     try:
         fields = from_json(body, allow_inf_nan=False, cache_strings="keys")
     except ValueError as error:
-        raise _unparsable(body) from error
+        raise _unparsable(body, str(error)) from error
     if not isinstance(fields, dict):
         raise TriremeError("invalid_type", "The body must be a JSON object.")
     fields.update((k, v) for k, v in defaults.items() if fields.get(k) is None)
@@ -179,13 +187,30 @@ def _type_name(value: object) -> str:
 # ---- bodies that are no JSON --------------------------------------------------------------------
 
 
-def _unparsable(body: bytes) -> TriremeError:
-    """Half a character in a text is told apart, because clients send it by mistake."""
+def _unparsable(body: bytes, reason: str) -> TriremeError:
+    """Told apart are half a character in a text, because clients send it by mistake, and a schema
+    that is deeper than the parser goes."""
+    deep = _deep_field(body, reason)
+    if deep in _WITH_SCHEMAS:
+        message = f"Invalid '{deep}': it is nested too deep to be read."
+        return TriremeError("invalid_json_schema", message, param=deep)
     param = _half_character(body) if b"\\ud" in body.lower() else None
     if param is None:
         return TriremeError("invalid_body", _UNPARSABLE)
     message = f"Invalid '{param}': it holds half of a surrogate pair."
     return TriremeError("invalid_value", message, param=param)
+
+
+def _deep_field(body: bytes, reason: str) -> str | None:
+    """The field below which a body nests deeper than the parser goes: the last one before there."""
+    place = _TOO_DEEP.match(reason)
+    if place is None:
+        return None
+    line, column = int(place["line"]), int(place["column"])
+    before = body.split(b"\n", line)[:line]
+    start = b"\n".join([*before[:-1], before[-1][: column - 1]])
+    fields = from_json(start, allow_partial=True)
+    return next(reversed(fields), None) if isinstance(fields, dict) else None
 
 
 def _half_character(body: bytes) -> str | None:

@@ -10,9 +10,11 @@ import asyncio
 import sys
 from array import array
 from base64 import b64encode
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
 from pydantic_core import from_json, to_json
@@ -43,31 +45,50 @@ CONTROL_TIMEOUT_S: Final = 10.0
 UNKNOWN_CONTEXT: Final = 2048
 """What FastChat itself takes when a model does not say."""
 
-_NEEDS_NATIVE: Final = (
-    "seed logit_bias min_p min_tokens ignore_eos include_stop_str_in_output skip_special_tokens "
-    "prompt_logprobs length_penalty"
-).split()
 _PLAIN: Final = SamplingParams()
+
+
+def _differs(name: str, request: GenerateRequest) -> bool:
+    return bool(getattr(request.sampling, name) != getattr(_PLAIN, name))
+
+
+def _holds_to(param: str, request: GenerateRequest) -> bool:
+    return request.structure is not None and request.structure.param == param
+
+
+_NEEDS_NATIVE: Final[Mapping[str, Callable[[GenerateRequest], object]]] = MappingProxyType(
+    {
+        **{
+            name: partial(_differs, name)
+            for name in (
+                "seed logit_bias min_p min_tokens ignore_eos include_stop_str_in_output "
+                "skip_special_tokens prompt_logprobs length_penalty"
+            ).split()
+        },
+        "top_logprobs": lambda one: one.messages is not None and one.sampling.logprobs,
+        "prompt": lambda one: one.prompt_ids is not None,
+        "add_special_tokens": lambda one: not one.add_special_tokens,
+        "priority": lambda one: one.priority,
+        "tools": lambda one: one.tools,
+        "response_format": partial(_holds_to, "response_format"),
+        "structured_outputs": partial(_holds_to, "structured_outputs"),
+        "chat_template_kwargs": lambda one: one.chat_template_kwargs,
+        "reasoning_effort": lambda one: one.reasoning_effort not in (None, "none"),
+    }
+)
+"""Whether a request has something in that field that FastChat's wire cannot carry."""
+
+NATIVE_ONLY: Final = frozenset({*_NEEDS_NATIVE, "dimensions"})
+TEXTS_ONLY: Final = frozenset({"prompt", "input"})
+"""Fields of `NATIVE_ONLY` that FastChat's wire carries as texts, and not as token ids."""
 
 
 def needs_native(request: GenerateRequest) -> str | None:
     """The first field of a request that FastChat's wire cannot carry, or None."""
-    for name in _NEEDS_NATIVE:
-        if getattr(request.sampling, name) != getattr(_PLAIN, name):
+    for name, asks in _NEEDS_NATIVE.items():
+        if asks(request):
             return "logprobs" if name == "prompt_logprobs" and request.echo else name
-    if request.messages is not None and request.sampling.logprobs:
-        return "top_logprobs"
-    if request.prompt_ids is not None:
-        return "prompt"
-    if request.priority:
-        return "priority"
-    if request.tools:
-        return "tools"
-    if request.structure is not None:
-        return request.structure.param
-    if request.reasoning_effort not in (None, "none"):
-        return "reasoning_effort"
-    return "chat_template_kwargs" if request.chat_template_kwargs else None
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,49 +1,73 @@
-"""Request bodies in the gateway's own OpenAPI document; the routes read bodies themselves."""
+"""What the gateway's OpenAPI document says beyond its routes: bodies, streams, errors, headers."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from fastapi import FastAPI
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 
 from protocol.openai import (
     APIChatCompletionRequest,
     ChatCompletionRequest,
+    ChatCompletionStreamResponse,
     CompletionRequest,
+    CompletionResponse,
     EmbeddingsRequest,
+    ErrorResponse,
     TokenCheckRequest,
 )
+from trireme.service import openapi
 
-BODIES: Final[tuple[type[BaseModel], ...]] = (
-    APIChatCompletionRequest,
-    ChatCompletionRequest,
-    CompletionRequest,
-    EmbeddingsRequest,
-    TokenCheckRequest,
+ABOUT: Final = """\
+OpenAI's API over a fleet of workers, with extensions.
+
+In every body an explicit null means the field's default, and a field that is not described is a
+400 unless the gateway is lenient. What a certain model can be asked for is told by
+`GET /v1/capabilities`.
+"""
+
+DESCRIBED: Final = openapi.Described(
+    about=ABOUT,
+    key="an API key, where the gateway has any",
+    bodies=(
+        APIChatCompletionRequest,
+        ChatCompletionRequest,
+        CompletionRequest,
+        EmbeddingsRequest,
+        TokenCheckRequest,
+    ),
+    answers=(ChatCompletionStreamResponse, CompletionResponse),
+    failure=ErrorResponse,
+    response_headers={
+        "x-request-id": {
+            "description": "the client's own when it sent a plain one, else a new one",
+            "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:+/=@-]{1,128}$"},
+        }
+    },
+    parameters=(
+        {
+            "name": "x-request-timeout-ms",
+            "in": "header",
+            "required": False,
+            "description": "milliseconds until a 504, where that is less than the gateway's limit",
+            "schema": {"type": "integer", "minimum": 1, "maximum": 10**12 - 1},
+        },
+    ),
 )
-_SCHEMA_PATH: Final = "#/components/schemas/{model}"
 
 
-def body_of(model: type[BaseModel]) -> dict[str, Any]:
-    """`openapi_extra` of a route whose JSON body is `model`, one of `BODIES`."""
-    schema = {"$ref": _SCHEMA_PATH.format(model=model.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def body_of(model: type[BaseModel], *, streams: type[BaseModel] | None = None) -> dict[str, Any]:
+    """`openapi_extra` of a route whose JSON body is `model`, one of `DESCRIBED.bodies`.
 
-
-def describe_bodies(app: FastAPI) -> None:
-    """Add the schemas of `BODIES` to the app's document."""
-
-    made = app.openapi
-
-    def document() -> dict[str, Any]:
-        found = made()
-        _, bodies = models_json_schema(
-            [(model, "validation") for model in BODIES], ref_template=_SCHEMA_PATH
-        )
-        components = found.setdefault("components", {})
-        components["schemas"] = {**bodies["$defs"], **components.get("schemas", {})}
-        return found
-
-    app.openapi = document  # type: ignore[method-assign]  # how FastAPI says to do it
+    Args:
+        streams: each event's data with `"stream": true`, one of `DESCRIBED.answers`.
+    """
+    extra = openapi.body_of(model)
+    if streams is not None:
+        events = {
+            "type": "string",
+            "description": f"server-sent events: `data: ` and a {streams.__name__} each, and "
+            f"`data: [DONE]` at the end, or an event with an {ErrorResponse.__name__} in its place",
+        }
+        extra["responses"] = {"200": {"content": {"text/event-stream": {"schema": events}}}}
+    return extra

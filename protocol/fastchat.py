@@ -44,7 +44,7 @@ class CountToken(_Fields):
 
 
 class GetEmbeddings(_Fields):
-    input: list[str]
+    input: Annotated[list[str], Field(min_length=1, max_length=2048)]
     model: str | None = None
     encoding_format: str | None = None
 

@@ -16,6 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field
 WorkerState: TypeAlias = Literal["starting", "ready", "draining", "failed"]
 Wire: TypeAlias = Literal["native", "fastchat"]
 Capability: TypeAlias = Literal["chat", "completions", "embeddings"]
+Feature: TypeAlias = Literal[
+    "structured_outputs", "prompt_logprobs", "template_variables", "reasoning_effort"
+]
+"""What a model may lack: answers held to a grammar, log probabilities of the prompt, a chat
+template with variables of its own."""
 
 
 class _Record(BaseModel):
@@ -32,6 +37,7 @@ class ModelRecord(_Record):
         context_length: tokens; 0 when unknown (a FastChat worker, until it is asked).
         capabilities: what it can be asked for.
         engine: which engine runs it, such as `paged`, `generate`, `sim`.
+        features: what it has of `Feature`, perhaps more; None when that is not known.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
@@ -39,6 +45,10 @@ class ModelRecord(_Record):
     context_length: Annotated[int, Field(ge=0)] = 0
     capabilities: tuple[Capability, ...] = ("chat", "completions", "embeddings")
     engine: Annotated[str, Field(max_length=64)] = ""
+    # any name is taken: a newer worker may have features that this side does not know
+    features: Annotated[tuple[Annotated[str, Field(max_length=64)], ...], Field(max_length=64)] | (
+        None
+    ) = None
 
 
 class Load(_Record):

@@ -2,29 +2,34 @@
 
 Parsing is strict: JSON in, one valid type out. A custom error's type is a code of
 `protocol.errors.TAXONOMY`; its context's `at` is the path of the field at fault below the model.
-The answers' schemas are in `protocol/openai_responses.py` and are exported here too.
+The messages of a chat are in `protocol/openai_messages.py`, the answers' schemas in
+`protocol/openai_responses.py`; both are exported here too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
 from protocol.generation import Structure
 from protocol.openai_fields import (
     MAX_CHOICES,
     Inputs,
     LogitBias,
+    Needs,
     Penalty,
     RequestFields,
     Stops,
     Unsupported,
+    WithoutEffect,
     fault,
     only,
 )
+from protocol.openai_messages import ChatMessage, Messages, TextOrMessages
 from protocol.openai_responses import (
+    CapabilityList,
     ChatChoice,
     ChatCompletionResponse,
     ChatCompletionStreamResponse,
@@ -46,11 +51,12 @@ from protocol.openai_responses import (
     TokenCheckResponse,
     UsageInfo,
 )
-from protocol.openai_structure import structure_of
-from protocol.openai_tools import ToolUse, tool_use
+from protocol.openai_structure import ResponseFormat, StructuredOutputs, structure_of
+from protocol.openai_tools import Tools, ToolUse, tool_use
 
 __all__ = [
     "APIChatCompletionRequest",
+    "CapabilityList",
     "ChatChoice",
     "ChatCompletionRequest",
     "ChatCompletionResponse",
@@ -79,9 +85,6 @@ __all__ = [
     "UsageInfo",
 ]
 
-UNION_TAGS: Final = frozenset({"~text", "~parts", "~messages"})
-"""Names of union branches; they show in pydantic's error locations and are no fields."""
-
 RESERVED_TEMPLATE_KWARGS: Final = frozenset(
     "tokenize messages conversation tools documents chat_template add_generation_prompt "
     "continue_final_message return_dict return_tensors return_assistant_tokens_mask padding "
@@ -91,101 +94,11 @@ RESERVED_TEMPLATE_KWARGS: Final = frozenset(
 
 class StreamOptions(RequestFields):
     include_usage: bool = False
+    """one more chunk before the end, with the tokens used and no choices"""
     continuous_usage_stats: bool = False
+    """the tokens used so far in every chunk"""
     include_obfuscation: Annotated[bool, only(False)] = False
-
-
-# ---- messages -----------------------------------------------------------------------------------
-
-
-class ContentPart(RequestFields):
-    type: Literal["text", "refusal"]
-    text: str | None = None
-    refusal: str | None = None
-
-    @model_validator(mode="after")
-    def _has_text(self) -> ContentPart:
-        if getattr(self, self.type) is None:
-            raise fault("missing_required_parameter", "", self.type)
-        return self
-
-
-def _content_tag(value: Any) -> str | None:
-    return "~text" if isinstance(value, str) else "~parts" if isinstance(value, list) else None
-
-
-Content: TypeAlias = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[list[ContentPart], Tag("~parts"), Field(min_length=1)],
-    Discriminator(
-        _content_tag,
-        custom_error_type="invalid_type",
-        custom_error_message="expected a string or an array of content parts.",
-    ),
-]
-
-
-class CalledFunction(RequestFields):
-    """What a call of an earlier answer called; the arguments are any text."""
-
-    name: str
-    arguments: str
-
-
-class ToolCall(RequestFields):
-    id: str | None = None
-    type: Literal["function"] = "function"
-    function: CalledFunction
-
-
-class ChatMessage(RequestFields):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Content = ""
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
-    refusal: str | None = None
-    reasoning_content: str | None = None
-    audio: Unsupported = None
-    function_call: Unsupported = None
-    annotations: list[Any] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _content_is_given(cls, fields: Any) -> Any:
-        # null is no default here: only an assistant's turn may go without content
-        if isinstance(fields, dict) and fields.get("role") in (
-            "system",
-            "developer",
-            "user",
-            "tool",
-        ):
-            if "content" not in fields:
-                raise fault("missing_required_parameter", "", "content")
-            if fields["content"] is None:
-                raise fault("invalid_type", "expected a string or an array, got null.", "content")
-        return fields
-
-    @property
-    def text(self) -> str:
-        """The content as one text; parts are joined by a line break."""
-        if isinstance(self.content, str):
-            return self.content
-        return "\n".join(part.text or part.refusal or "" for part in self.content)
-
-
-def _messages_tag(value: Any) -> str | None:
-    return "~text" if isinstance(value, str) else "~messages" if isinstance(value, list) else None
-
-
-Messages: TypeAlias = Annotated[list[ChatMessage], Field(min_length=1)]
-TextOrMessages: TypeAlias = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[Messages, Tag("~messages")],
-    Discriminator(
-        _messages_tag,
-        custom_error_type="invalid_type",
-        custom_error_message="expected a string or an array of messages.",
-    ),
-]
+    """OpenAI's padding of chunks, which is never made here"""
 
 
 # ---- requests -----------------------------------------------------------------------------------
@@ -194,46 +107,85 @@ TextOrMessages: TypeAlias = Annotated[
 class _Inert(RequestFields):
     """OpenAI's fields that mean nothing here, accepted when they ask for nothing."""
 
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
+    user: Annotated[str | None, WithoutEffect()] = None
+    """OpenAI's name of an end user"""
+    metadata: Annotated[dict[str, Any] | None, WithoutEffect()] = None
+    """OpenAI's notes to a stored answer"""
     store: Annotated[bool, only(False)] = False
+    """answers are not stored"""
     service_tier: Annotated[str, only("auto", "default")] = "auto"
-    prompt_cache_key: str | None = None
+    """there is one tier of service"""
+    prompt_cache_key: Annotated[str | None, WithoutEffect()] = None
+    """OpenAI's hint for its cache; the cache here finds shared beginnings itself"""
     prompt_cache_retention: Annotated[str, only("in_memory", "in-memory")] = "in_memory"
-    safety_identifier: str | None = None
+    """keys and values are kept in memory, as long as there is room"""
+    prompt_cache_options: Unsupported = None
+    """breakpoints of OpenAI's cache"""
+    safety_identifier: Annotated[str | None, WithoutEffect()] = None
+    """OpenAI's name of an end user"""
 
 
-class _Generation(_Inert):
+class GenerationFields(_Inert):
     """What chat and completions share: sampling, stops, streaming, the extensions."""
 
     model: Annotated[str, Field(min_length=1)]
+    """a name that `GET /v1/models` lists"""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    """0 always takes the most probable token"""
     top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """samples from the most probable tokens that together have this probability; 0 is greedy"""
     top_k: Annotated[int, Field(ge=-1, le=2**31 - 1)] = -1
+    """samples from so many most probable tokens; -1 is off, 0 is refused"""
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """drops tokens below this share of the best one's probability"""
     n: Annotated[int, Field(ge=1, le=128)] = 1
+    """answers to each prompt"""
     stop: Stops = Field(default_factory=list)
+    """a text or several; the earliest match in the answer ends it"""
     stream: bool = False
+    """answer in pieces, as server-sent events"""
     stream_options: StreamOptions | None = None
+    """`include_usage`, `continuous_usage_stats`; needs `stream`"""
     presence_penalty: Penalty = 0.0
+    """taken from the logits of tokens that the answer has already"""
     frequency_penalty: Penalty = 0.0
+    """the same, for each time that the answer has the token"""
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """divides the logits of tokens that prompt or answer have; 1 is off"""
     length_penalty: Annotated[float, Field(ge=-10, le=10)] = 1.0
+    """power of the length by which beams are scored; without beams it changes nothing"""
     logit_bias: LogitBias = Field(default_factory=dict)
+    """token id → number that is added to its logit"""
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
+    """a signed 64-bit integer; same request and seed, same answer; random without one"""
     use_beam_search: Annotated[bool, only(False)] = False
+    """beams instead of samples"""
     stop_token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
         default_factory=list, max_length=1024
     )
+    """token ids that end the answer"""
     include_stop_str_in_output: bool = False
+    """keep the stop string in the answer"""
     ignore_eos: bool = False
+    """go on after the model's own end, up to the limit of tokens"""
     min_tokens: Annotated[int, Field(ge=0)] = 0
+    """no end before so many tokens; at most `max_tokens`"""
     skip_special_tokens: bool = True
+    """leave special tokens out of the text"""
     echo: bool = False
-    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    structured_outputs: dict[str, Any] | None = None
+    """begin with the prompt's text (in chat, with the last message if it is the assistant's)"""
+    prompt_logprobs: Annotated[
+        Annotated[int, Field(ge=0, le=20)] | None, Needs("prompt_logprobs")
+    ] = None
+    """alternatives for each token of the prompt, with log probabilities; not with `stream`; they
+    and those of `echo` with `logprobs` are at most 1,000,000 in an answer, over all choices"""
+    structured_outputs: Annotated[StructuredOutputs | None, Needs("structured_outputs")] = None
+    """exactly one of `json`, `json_object`, `regex`, `choice`, `grammar`, which the answer's text
+    is held to"""
     return_tokens_as_token_ids: bool = False
+    """in log probabilities, show a token as `token_id:<id>`"""
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] = 0
+    """a lower number is served first"""
 
     @property
     def token_limit(self) -> int | None:
@@ -246,7 +198,7 @@ class _Generation(_Inert):
         return structure_of(None, self.structured_outputs)
 
     @model_validator(mode="after")
-    def _options_agree(self) -> _Generation:
+    def _options_agree(self) -> GenerationFields:
         if self.structure is not None and self.min_tokens:
             message = "it does not go with structured output, which decides where it ends."
             raise fault("invalid_value", message, "min_tokens")
@@ -262,30 +214,59 @@ class _Generation(_Inert):
         return self
 
 
-class ChatCompletionRequest(_Generation):
+class ChatCompletionRequest(GenerationFields):
     """POST /v1/chat/completions."""
 
     messages: Messages
+    """the conversation so far"""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """most tokens of the answer; up to the context without it"""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    """the same; when both are given they must be equal"""
     logprobs: bool = False
+    """log probability of each token, of the raw distribution"""
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    """alternatives at each position; needs `logprobs`"""
     add_generation_prompt: bool = True
+    """whether the template opens the assistant's turn"""
     continue_final_message: bool = False
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    response_format: dict[str, Any] | None = None
-    tools: list[Any] | None = None
-    tool_choice: Any = None
+    """go on with the last message, which must be the assistant's"""
+    chat_template_kwargs: Annotated[dict[str, Any], Needs("template_variables", ({},))] = Field(
+        default_factory=dict
+    )
+    """scalars for the model's template; refused are names that it does not use, and those that
+    transformers itself gives it"""
+    response_format: Annotated[
+        ResponseFormat | None, Needs("structured_outputs", ({"type": "text"},))
+    ] = None
+    """what the answer's text must be: of type `text`, `json_object` or `json_schema`"""
+    tools: Tools | None = None
+    """functions that may be called, each of another name"""
+    tool_choice: Annotated[Any, Needs("structured_outputs", ("none", "auto"))] = None
+    """which of them: `auto`, `none`, `required`, a function, or several that are allowed"""
     parallel_tool_calls: bool = True
+    """whether an answer may have several calls; else the first one ends it"""
     modalities: Annotated[list[str], only(["text"])] = Field(default_factory=lambda: ["text"])
+    """answers are texts"""
     verbosity: Annotated[str, only("medium")] = "medium"
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    """how long the answer is"""
+    reasoning_effort: Annotated[
+        Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None,
+        Needs("reasoning_effort", ("none",)),
+    ] = None
+    """how long the model thinks before it answers, where its template has a switch for that"""
     audio: Unsupported = None
+    """an answer that is spoken"""
     prediction: Unsupported = None
+    """a guess at the answer"""
     web_search_options: Unsupported = None
+    """a search in the web"""
     moderation: Unsupported = None
+    """a moderation of input and answer"""
     functions: Unsupported = None
+    """OpenAI's former `tools`"""
     function_call: Unsupported = None
+    """OpenAI's former `tool_choice`"""
 
     @property
     def token_limit(self) -> int | None:
@@ -339,6 +320,7 @@ class APIChatCompletionRequest(ChatCompletionRequest):
     """POST /api/v1/chat/completions: `messages` may be one text, taken as a rendered prompt."""
 
     messages: TextOrMessages  # type: ignore[assignment]  # wider than the base's on purpose
+    """the conversation, or one text, which is taken as a rendered prompt"""
 
     def _check_turns(self, messages: list[ChatMessage] | str) -> None:
         if not isinstance(messages, str):
@@ -348,15 +330,22 @@ class APIChatCompletionRequest(ChatCompletionRequest):
             raise fault("invalid_value", message_text, "continue_final_message")
 
 
-class CompletionRequest(_Generation):
+class CompletionRequest(GenerationFields):
     """POST /v1/completions."""
 
     prompt: Inputs
+    """a text, a list of texts, token ids, or a list of lists of token ids; n × prompts is at most
+    2,048"""
     max_tokens: Annotated[int, Field(ge=1)] = 16
+    """most tokens of each answer"""
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    """alternatives for each token, as OpenAI's four arrays"""
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
+    """must equal `n`; more is not supported yet"""
     add_special_tokens: bool = True
+    """whether a text prompt gets the tokenizer's BOS and the like"""
     suffix: Unsupported = None
+    """the text after the answer"""
 
     @property
     def token_limit(self) -> int | None:
@@ -378,11 +367,17 @@ class EmbeddingsRequest(RequestFields):
     """POST /v1/embeddings."""
 
     model: Annotated[str, Field(min_length=1)]
+    """a name that `GET /v1/models` lists"""
     input: Inputs
+    """a text, a list of texts, token ids, or a list of lists of token ids; no empty text"""
     encoding_format: Literal["float", "base64"] = "float"
+    """numbers, or base64 of little-endian float32"""
     dimensions: Annotated[int, Field(ge=1, le=65_536)] | None = None
-    user: str | None = None
-    engine: str | None = None
+    """keep the first so many numbers (at most the model's), then normalise again; all without it"""
+    user: Annotated[str | None, WithoutEffect()] = None
+    """OpenAI's name of an end user"""
+    engine: Annotated[str | None, WithoutEffect()] = None
+    """the seed's field"""
 
     @model_validator(mode="after")
     def _no_empty_text(self) -> EmbeddingsRequest:
@@ -393,14 +388,18 @@ class EmbeddingsRequest(RequestFields):
 
 class TokenCheckPrompt(RequestFields):
     model: Annotated[str, Field(min_length=1)]
+    """a name that `GET /v1/models` lists"""
     prompt: str
+    """a rendered prompt"""
     max_tokens: Annotated[int, Field(ge=0)]
+    """tokens that should have room after it"""
 
 
 class TokenCheckRequest(RequestFields):
     """POST /api/v1/token_check."""
 
     prompts: Annotated[list[TokenCheckPrompt], Field(min_length=1, max_length=256)]
+    """each with its model"""
 
 
 # ---- checks that need several fields ------------------------------------------------------------

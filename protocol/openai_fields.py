@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     PlainValidator,
     WithJsonSchema,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from protocol.fleet import Feature
 
 MAX_INPUTS: Final = 2048
+MAX_BIASES: Final = 1024
 MAX_CHOICES: Final = 2048
 """Bound of n x prompts, checked before anything is allocated."""
 
@@ -29,24 +35,72 @@ def fault(code: str, message: str, at: str | None = None) -> PydanticCustomError
     return PydanticCustomError(code, "{message}", {"message": message, "at": at})
 
 
-def only(*allowed: object) -> AfterValidator:
-    """Accept the values that ask for nothing, refuse the rest by name."""
+@dataclass(frozen=True, slots=True)
+class Only:
+    """Accepts the values that ask for nothing, refuses the rest by name."""
 
-    def check(value: _T) -> _T:
-        if value not in allowed:
-            shown = ", ".join(repr(one) for one in allowed)
+    allowed: tuple[Any, ...]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return handler(schema) | {"enum": list(self.allowed)}
+
+    def _checked(self, value: _T) -> _T:
+        if value not in self.allowed:
+            shown = ", ".join(repr(one) for one in self.allowed)
             raise fault("unsupported_parameter", f"only {shown} is supported here.")
         return value
 
-    return AfterValidator(check)
+
+def only(*allowed: Any) -> Only:
+    """Marks a field that is accepted with these values, which ask for nothing."""
+    return Only(allowed)
 
 
-def refuse(value: Any) -> Any:
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A known field that asks for what this stack does not do: refused unless it is null."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(_refuse, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, _schema: CoreSchema, _handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"type": "null"}
+
+
+def _refuse(_value: Any) -> Any:
     raise fault("unsupported_parameter", "it is not supported yet.")
 
 
-Unsupported: TypeAlias = Annotated[Any, BeforeValidator(refuse)]
-"""A known field that asks for what this stack does not do: refused unless it is null."""
+Unsupported: TypeAlias = Annotated[Any, Refused()]
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutEffect:
+    """Marks a field of which any value is accepted, and none changes the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Marks a field that a model can serve only with a feature of its engine.
+
+    Attributes:
+        feature: one of `protocol.fleet.ModelRecord.features`.
+        otherwise: the values that a model without it takes.
+    """
+
+    feature: Feature
+    otherwise: tuple[Any, ...] = ()
 
 
 def _as_list(value: Any) -> Any:
@@ -56,8 +110,8 @@ def _as_list(value: Any) -> Any:
 def _logit_bias(value: Any) -> dict[str, float]:
     if not isinstance(value, dict):
         raise fault("invalid_type", "expected an object of token ids and biases.")
-    if len(value) > 1024:
-        raise fault("invalid_value", f"at most 1024 entries are allowed, got {len(value)}.")
+    if len(value) > MAX_BIASES:
+        raise fault("invalid_value", f"at most {MAX_BIASES} entries are allowed, got {len(value)}.")
     for token, bias in value.items():
         if not (token.isascii() and token.isdecimal() and len(token) <= 10):
             raise fault("invalid_value", f"keys must be token ids, got {token[:100]!r}.")
@@ -124,24 +178,34 @@ LogitBias: TypeAlias = Annotated[
     WithJsonSchema(
         {
             "type": "object",
+            "maxProperties": MAX_BIASES,
             "propertyNames": {"pattern": "^[0-9]{1,10}$"},
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
         }
     ),
 ]
+_Stop: TypeAlias = Annotated[str, Field(min_length=1, max_length=1024)]
+_Stops: TypeAlias = Annotated[list[_Stop], Field(max_length=4)]
 Stops: TypeAlias = Annotated[
-    list[Annotated[str, Field(min_length=1, max_length=1024)]],
-    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
-    Field(max_length=4),
+    _Stops, BeforeValidator(_as_list, json_schema_input_type=_Stop | _Stops)
 ]
 Penalty: TypeAlias = Annotated[float, Field(ge=-2, le=2)]
 
 
 class RequestFields(BaseModel):
-    """Strict, closed; an explicit null means the default wherever there is one."""
+    """Strict, closed; an explicit null means the default wherever there is one.
+
+    The text below a field is its description, in the API's page, in the OpenAPI document and in
+    `/v1/capabilities`; limits and defaults are added to it from the field's type.
+    """
 
     model_config = ConfigDict(
-        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=()
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
     )
 
     @model_validator(mode="before")

@@ -3,13 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Annotated, Any, Final, TypeAlias
+
+from pydantic import WithJsonSchema
 
 from protocol.generation import Structure
 from protocol.openai_fields import fault
 from protocol.openai_tools import is_function_name
 
 MAX_CHOICES_LISTED: Final = 1024
+_FORMATS: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "text": frozenset({"type"}),
+        "json_object": frozenset({"type"}),
+        "json_schema": frozenset({"type", "json_schema"}),
+    }
+)
+"""Types of `response_format`, and the fields that each has."""
+
+_OUTPUTS: Final = ("json", "json_object", "regex", "choice", "grammar")
+
+ResponseFormat: TypeAlias = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "required": ["type"],
+            "properties": {"type": {"enum": list(_FORMATS)}, "json_schema": {"type": "object"}},
+        }
+    ),
+]
+StructuredOutputs: TypeAlias = Annotated[
+    dict[str, Any],
+    WithJsonSchema({"type": "object", "properties": {name: {} for name in _OUTPUTS}}),
+]
 
 
 def structure_of(
@@ -33,11 +61,10 @@ def _of_format(asked: Mapping[str, Any]) -> Structure | None:
     kind = asked.get("type")
     if kind is None:
         raise fault("missing_required_parameter", "", f"{at}.type")
-    known = {"text": {"type"}, "json_object": {"type"}, "json_schema": {"type", "json_schema"}}
-    if kind not in known if isinstance(kind, str) else True:
-        shown = ", ".join(f"'{one}'" for one in known)
+    if kind not in _FORMATS if isinstance(kind, str) else True:
+        shown = ", ".join(f"'{one}'" for one in _FORMATS)
         raise fault("invalid_value", f"its type must be one of {shown}.", at)
-    _no_others(asked, known[kind], at)
+    _no_others(asked, _FORMATS[kind], at)
     if kind == "text":
         return None
     if kind == "json_object":
@@ -45,7 +72,7 @@ def _of_format(asked: Mapping[str, Any]) -> Structure | None:
     named = asked.get("json_schema")
     if not isinstance(named, dict):
         raise fault("invalid_json_schema", "it needs 'json_schema', an object.", at)
-    _no_others(named, {"name", "description", "schema", "strict"}, f"{at}.json_schema")
+    _no_others(named, frozenset({"name", "description", "schema", "strict"}), f"{at}.json_schema")
     name, strict, schema = named.get("name"), named.get("strict"), named.get("schema")
     if not is_function_name(name):
         message = "it needs a 'name' of 1 to 64 letters, digits, '_' and '-'."
@@ -59,10 +86,10 @@ def _of_format(asked: Mapping[str, Any]) -> Structure | None:
 
 def _of_outputs(asked: Mapping[str, Any]) -> Structure:
     at = "structured_outputs"
-    _no_others(asked, {"json", "json_object", "regex", "choice", "grammar"}, at)
+    _no_others(asked, frozenset(_OUTPUTS), at)
     given = [name for name, value in asked.items() if value is not None and value is not False]
     if len(given) != 1:
-        message = "give exactly one of json, json_object, regex, choice, grammar."
+        message = f"give exactly one of {', '.join(_OUTPUTS)}."
         raise fault("invalid_value", message, at)
     name = given[0]
     value = asked[name]
@@ -88,7 +115,7 @@ def _of_outputs(asked: Mapping[str, Any]) -> Structure:
     return Structure(kind="regex" if name == "regex" else "grammar", value=value, param=at)
 
 
-def _no_others(asked: Mapping[str, Any], known: set[str], at: str) -> None:
+def _no_others(asked: Mapping[str, Any], known: frozenset[str], at: str) -> None:
     for name in asked:
         if name not in known:
             raise fault("unknown_parameter", "", f"{at}.{name[:64]}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeAlias
+
+from pydantic import WithJsonSchema
 
 from protocol.generation import Structure
 from protocol.openai_fields import fault
@@ -12,6 +14,19 @@ from protocol.openai_fields import fault
 MAX_TOOLS: Final = 128
 _NAME_LENGTH: Final = 64
 _NOTHING: Final = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+Tools: TypeAlias = Annotated[
+    list[Any],
+    WithJsonSchema(
+        {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MAX_TOOLS,
+            "items": {"type": "object", "required": ["type", "function"]},
+        }
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from fastapi import FastAPI
 
 from protocol import __version__
 from trireme.service.auth import TokenSet
-from trireme.service.control import TokenGuard, error_response, install_error_handlers
+from trireme.service.control import (
+    TokenGuard,
+    described,
+    error_response,
+    install_error_handlers,
+)
 from trireme.service.health import health_router
+from trireme.service.openapi import describe
 from trireme.service.server import ExitRequest
 from trireme.service.shortcut import Shortcut, routes_of
 from worker import fastchat, native
 from worker.config import Settings
-from worker.edge import document_bodies
 from worker.metrics import Metrics
 from worker.registration import Registrar, Reporter
 from worker.runtime import Runtime
 from worker.service import Service
+
+ABOUT: Final = "One model, for gateways: the native wire, and FastChat's."
 
 
 class WorkerApp(NamedTuple):
@@ -69,5 +76,5 @@ def create_app(settings: Settings, *, address: str, exit_request: ExitRequest) -
     app.include_router(health_router("worker", runtime.not_ready, metrics.registry))
     app.include_router(made)
     app.include_router(fastchat.fastchat_router(service, runtime))
-    document_bodies(app, (*native.BODIES, *fastchat.BODIES))
+    describe(app, described(ABOUT, (*native.BODIES, *fastchat.BODIES)))
     return WorkerApp(app, runtime.drain, runtime)

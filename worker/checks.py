@@ -66,6 +66,10 @@ def plan(
     if grammar is not None and sampling.min_tokens:
         message = "min_tokens does not go with structured output, which decides where it ends."
         raise TriremeError("invalid_value", message, param="min_tokens")
+    if sampling.prompt_logprobs is not None and not info.scores_prompts:
+        message = "Log probabilities of the prompt do not exist for an encoder-decoder model."
+        param = "logprobs" if request.echo else "prompt_logprobs"
+        raise TriremeError("unsupported_by_model", message, param=param)
     _check_prompt_scores(sampling, len(prompt.ids))
     max_tokens = _max_tokens(sampling.max_tokens, prompt, info.context_length, manner)
     asked_ids = tuple(sampling.stop_token_ids)

@@ -42,11 +42,13 @@ from protocol.generation import (
     TokenLogprob,
 )
 from trireme.service.control import invalid, parse_body
+from trireme.service.openapi import body_of, bytes_of
 from worker.checks import Manner
-from worker.edge import MAX_BODY_BYTES, body_schema, streamed, while_connected
+from worker.edge import MAX_BODY_BYTES, streamed, while_connected
 from worker.runtime import Ready, Runtime
 from worker.service import Service
 
+FRAMES: Final = "application/octet-stream"
 BODIES = (GenerateParams, CountToken, GetEmbeddings)
 """Schemas of the routes' bodies, for the OpenAPI document."""
 
@@ -76,12 +78,17 @@ def fastchat_router(service: Service, runtime: Runtime) -> APIRouter:
                 if found := [frame for event in events for frame in fold.frames(event)]:
                     yield found
 
-    @router.post("/worker_generate_stream", openapi_extra=body_schema(GenerateParams))
+    @router.post(
+        "/worker_generate_stream",
+        openapi_extra=body_of(GenerateParams),
+        response_class=Response,
+        responses={200: bytes_of(FRAMES, "JSON objects, each followed by a zero byte")},
+    )
     async def generate_stream(request: Request) -> Response:
         params = await parse_body(request, GenerateParams, MAX_BODY_BYTES)
-        return streamed(_framed(frames(params)), "application/octet-stream")
+        return streamed(_framed(frames(params)), FRAMES)
 
-    @router.post("/worker_generate", openapi_extra=body_schema(GenerateParams))
+    @router.post("/worker_generate", openapi_extra=body_of(GenerateParams))
     async def generate(request: Request) -> Response:
         params = await parse_body(request, GenerateParams, MAX_BODY_BYTES)
 
@@ -94,7 +101,7 @@ def fastchat_router(service: Service, runtime: Runtime) -> APIRouter:
 
         return JSONResponse(await while_connected(request, last()))
 
-    @router.post("/worker_get_embeddings", openapi_extra=body_schema(GetEmbeddings))
+    @router.post("/worker_get_embeddings", openapi_extra=body_of(GetEmbeddings))
     async def get_embeddings(request: Request) -> Response:
         params = await parse_body(request, GetEmbeddings, MAX_BODY_BYTES)
         try:
@@ -107,7 +114,7 @@ def fastchat_router(service: Service, runtime: Runtime) -> APIRouter:
     async def get_status() -> WorkerStatus:
         return status(runtime)
 
-    @router.post("/count_token", openapi_extra=body_schema(CountToken))
+    @router.post("/count_token", openapi_extra=body_of(CountToken))
     async def count_token(request: Request) -> Response:
         params = await parse_body(request, CountToken, MAX_BODY_BYTES)
         try:

@@ -28,7 +28,8 @@ from protocol.generation import (
 )
 from trireme.service.control import parse_body
 from trireme.service.logs import request_id
-from worker.edge import MAX_BODY_BYTES, body_schema, streamed, while_connected
+from trireme.service.openapi import body_of, bytes_of
+from worker.edge import MAX_BODY_BYTES, streamed, while_connected
 from worker.service import Service
 
 NDJSON = "application/x-ndjson"
@@ -46,8 +47,9 @@ def native_router(service: Service, record: Callable[[], WorkerRecord]) -> APIRo
 
     @router.post(
         "/native/generate",
-        openapi_extra=body_schema(GenerateRequest),
-        responses={200: {"content": {NDJSON: {}}, "description": "one event a line"}},
+        openapi_extra=body_of(GenerateRequest),
+        response_class=Response,
+        responses={200: bytes_of(NDJSON, "one event a line")},
     )
     async def generate(request: Request) -> Response:
         body = await parse_body(request, GenerateRequest, MAX_BODY_BYTES)
@@ -59,9 +61,7 @@ def native_router(service: Service, record: Callable[[], WorkerRecord]) -> APIRo
             raise first[0].error()
         return streamed(_lines(first, batches), NDJSON)
 
-    @router.post(
-        "/native/embed", openapi_extra=body_schema(EmbedRequest), response_model=EmbedResponse
-    )
+    @router.post("/native/embed", openapi_extra=body_of(EmbedRequest), response_model=EmbedResponse)
     async def embed(request: Request) -> Response:
         body = await parse_body(request, EmbedRequest, MAX_BODY_BYTES)
         request_id.set(body.request_id)
@@ -70,7 +70,7 @@ def native_router(service: Service, record: Callable[[], WorkerRecord]) -> APIRo
 
     @router.post(
         "/native/tokenize",
-        openapi_extra=body_schema(TokenizeRequest),
+        openapi_extra=body_of(TokenizeRequest),
         response_model=TokenizeResponse,
     )
     async def tokenize(request: Request) -> Response:

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 
 from protocol import __version__
 from protocol.errors import TriremeError, quoted
-from protocol.fleet import Capability, ModelRecord, WorkerState
+from protocol.fleet import Capability, Feature, ModelRecord, WorkerState
 from trireme.service.server import ExitRequest
 from trireme.service.settings import EXIT_MODEL
 from worker.admission import Admission
 from worker.config import Settings
 from worker.engine.protocol import Engine, EngineInfo, EngineLoad, ModelLoadError
-from worker.text.prompt import TextModel
+from worker.text.prompt import TextModel, effort_switch
 from worker.text.structure import Structures
 from worker.text.templates import NamedTemplate
 
@@ -169,6 +169,12 @@ class Runtime:
             capabilities += ("chat", "completions")
         if ready.info.embeds:
             capabilities += ("embeddings",)
+        has: dict[Feature, object] = {
+            "structured_outputs": ready.info.grammars,
+            "prompt_logprobs": ready.info.scores_prompts,
+            "template_variables": ready.text.template.variables,
+            "reasoning_effort": effort_switch(ready.text),
+        }
         return tuple(
             ModelRecord(
                 name=name,
@@ -176,6 +182,7 @@ class Runtime:
                 context_length=ready.info.context_length,
                 capabilities=capabilities,
                 engine=ready.info.engine,
+                features=tuple(name for name, value in has.items() if value),
             )
             for name in self.settings.served_names
         )

@@ -167,7 +167,9 @@ class Service:
             return None
         if not ready.info.grammars:
             message = f"The engine {ready.info.engine} has no structured output."
-            raise TriremeError("unsupported_by_model", message, param=structure.param)
+            # tools are fine as long as no call is forced
+            param = "tool_choice" if structure.kind == "tools" else structure.param
+            raise TriremeError("unsupported_by_model", message, param=param)
         return await asyncio.to_thread(ready.structures.grammar, structure)
 
     async def _encode(self, ready: Ready, request: GenerateRequest) -> EncodedPrompt:

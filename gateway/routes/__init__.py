@@ -5,11 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
-from gateway.routes import chat, completions, embeddings, models, token_check
+from gateway.routes import capabilities, chat, completions, embeddings, models, token_check
 from trireme.service.shortcut import routes_of
 
 ROUTERS: tuple[APIRouter, ...] = (
     models.router,
+    capabilities.router,
     chat.router,
     completions.router,
     embeddings.router,

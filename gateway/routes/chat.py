@@ -16,6 +16,7 @@ from protocol.openai import (
     APIChatCompletionRequest,
     ChatCompletionRequest,
     ChatCompletionResponse,
+    ChatCompletionStreamResponse,
 )
 from trireme.service.ids import short_id
 
@@ -25,7 +26,7 @@ router = APIRouter(tags=["chat"])
 @router.post(
     "/v1/chat/completions",
     response_model=ChatCompletionResponse,
-    openapi_extra=body_of(ChatCompletionRequest),
+    openapi_extra=body_of(ChatCompletionRequest, streams=ChatCompletionStreamResponse),
 )
 async def chat(request: Request) -> Response:
     """Answers a conversation, whole or as server-sent events."""
@@ -35,7 +36,7 @@ async def chat(request: Request) -> Response:
 @router.post(
     "/api/v1/chat/completions",
     response_model=ChatCompletionResponse,
-    openapi_extra=body_of(APIChatCompletionRequest),
+    openapi_extra=body_of(APIChatCompletionRequest, streams=ChatCompletionStreamResponse),
 )
 async def api_chat(request: Request) -> Response:
     """The same; `messages` may be one text, which is taken as a rendered prompt."""

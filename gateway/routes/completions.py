@@ -20,7 +20,7 @@ router = APIRouter(tags=["completions"])
 @router.post(
     "/v1/completions",
     response_model=CompletionResponse,
-    openapi_extra=body_of(CompletionRequest),
+    openapi_extra=body_of(CompletionRequest, streams=CompletionResponse),
 )
 async def completions(request: Request) -> Response:
     """Goes on from one prompt or several, whole or as server-sent events."""

@@ -423,6 +423,17 @@ def test_a_half_pair_in_a_key_can_be_answered() -> None:
     assert str(caught.value.param).isascii()
 
 
+@pytest.mark.parametrize("name", ["response_format", "structured_outputs", "tools"])
+def test_a_schema_that_is_too_deep_to_be_read_is_named(name: str) -> None:
+    body = b'{"metadata":{"a":["]"]},\n"%s":{"x":%s' % (name.encode(), b"[" * 500)
+    with pytest.raises(TriremeError) as caught:
+        parse(body, ChatCompletionRequest)
+    assert (caught.value.code, caught.value.param) == ("invalid_json_schema", name)
+    with pytest.raises(TriremeError) as caught:
+        parse(body.replace(name.encode(), b"metadata"), ChatCompletionRequest)
+    assert (caught.value.code, caught.value.param) == ("invalid_body", None)
+
+
 def test_lenient_drops_what_changes_nothing() -> None:
     assert read("chat", {"foo": 1, "cache": {"ttl": 3}}, lenient=True).model == "m"
     assert refused("chat", {"guided_json": {}}, lenient=True).code == UNKNOWN

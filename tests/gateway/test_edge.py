@@ -25,6 +25,7 @@ GUARDED = [
     ("POST", "/api/v1/chat/completions"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/demo"),
+    ("GET", "/v1/capabilities"),
     ("GET", "/docs"),
     ("GET", "/redoc"),
     ("GET", "/openapi.json"),

@@ -12,6 +12,7 @@ from openai.types import CreateEmbeddingResponse, Model
 from pydantic import BaseModel, ValidationError
 
 from protocol import openai as schemas
+from protocol import openai_responses
 from protocol.errors import TAXONOMY, ErrorCode
 from protocol.openai import (
     ChatCompletionRequest,
@@ -24,6 +25,7 @@ from protocol.openai import (
     ModelPermission,
     UsageInfo,
 )
+from protocol.openai_fields import RequestFields
 
 REQUESTS = (
     ChatCompletionRequest,
@@ -52,6 +54,26 @@ def test_every_request_has_a_json_schema(model: type[BaseModel]) -> None:
     schema = model.model_json_schema()
     assert schema["additionalProperties"] is False
     json.dumps(schema)
+
+
+def below(model: type[BaseModel]) -> set[type[BaseModel]]:
+    return {model}.union(*(below(one) for one in model.__subclasses__()))
+
+
+@pytest.mark.parametrize(
+    "model",
+    sorted(below(RequestFields) | below(openai_responses._Answer), key=lambda one: one.__name__),
+)
+def test_every_field_of_a_request_or_an_answer_has_a_description(model: type[BaseModel]) -> None:
+    bare = [name for name, field in model.model_fields.items() if not field.description]
+    assert bare == [], "write a text in three quotes below the field"
+
+
+def test_the_schema_of_a_marked_field_tells_what_is_accepted() -> None:
+    properties = ChatCompletionRequest.model_json_schema()["properties"]
+    assert properties["store"]["enum"] == [False]
+    assert properties["modalities"]["enum"] == [["text"]]
+    assert properties["audio"]["type"] == "null"
 
 
 def test_a_request_cannot_be_changed() -> None:

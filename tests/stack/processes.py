@@ -104,9 +104,9 @@ class Stack:
         self.workers.append(worker)
         return worker
 
-    def add_gateway(self) -> Tier:
+    def add_gateway(self, *args: str) -> Tier:
         """One more gateway over the same controller."""
-        return self._start("gateway", "--controller-address", self.controller.url)
+        return self._start("gateway", "--controller-address", self.controller.url, *args)
 
     def wait_serving(self, timeout_s: float = 30.0) -> None:
         """Until the gateway knows every worker that runs."""

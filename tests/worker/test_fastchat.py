@@ -192,6 +192,12 @@ async def test_an_empty_embedding_input_is_an_error_frame(worker: Any) -> None:
     assert answer["error_code"] == 40302
 
 
+@pytest.mark.parametrize("count", [0, 2049])
+async def test_no_inputs_or_too_many_are_a_400(worker: Any, count: int) -> None:
+    status, answer = await worker.post("/worker_get_embeddings", {"input": ["a"] * count})
+    assert (status, answer["error"]["param"]) == (400, "input")
+
+
 async def test_a_body_without_a_prompt_is_a_400(worker: Any) -> None:
     status, answer = await worker.post("/worker_generate", {})
     assert (status, answer["error"]["code"]) == (400, "missing_required_parameter")

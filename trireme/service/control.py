@@ -13,19 +13,49 @@ from typing import Final, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from protocol.errors import TriremeError, quoted
 from trireme.service.auth import TokenSet, bearer
 from trireme.service.health import HEALTH_PATHS
+from trireme.service.openapi import Described
 
 log = logging.getLogger(__name__)
 
 MAX_CONTROL_BODY_BYTES: Final = 256 * 1024
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+
+class ControlError(BaseModel):
+    """What went wrong."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    code: str
+    """of the taxonomy that all tiers share"""
+    message: str
+    """one sentence that names the value at fault and the limit"""
+    param: str | None
+    """the field at fault"""
+    retry_after_s: float | None
+    """seconds after which a retry makes sense"""
+
+
+class ControlFailure(BaseModel):
+    """What every request that failed gets from a controller or a worker."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    error: ControlError
+    """what went wrong"""
+
+
+def described(about: str, bodies: tuple[type[BaseModel], ...]) -> Described:
+    """What the OpenAPI document of a controller or a worker says beyond its routes."""
+    return Described(about, "the cluster token, where there is one", bodies, ControlFailure)
 
 
 class TokenGuard:

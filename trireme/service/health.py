@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
 from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from protocol import __version__
@@ -15,6 +16,16 @@ HEALTH_PATHS = frozenset(
     {"/health", "/healthz", "/livez", "/readyz", "/ping", "/version", "/metrics"}
 )
 """Paths that are open to everybody."""
+
+
+_WORDS: Final = {"type": "object", "additionalProperties": {"type": "string"}}
+_NOT_READY: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {"application/json": {"schema": _WORDS}}},
+    503: {
+        "description": "not ready; `reason` says why",
+        "content": {"application/json": {"schema": _WORDS}},
+    },
+}
 
 
 def health_router(
@@ -42,7 +53,7 @@ def health_router(
         router.add_api_route(path, alive, methods=["HEAD"], include_in_schema=False)
 
     @router.head("/readyz", include_in_schema=False)
-    @router.get("/readyz", responses={503: {"description": "not ready; `reason` says why"}})
+    @router.get("/readyz", responses=_NOT_READY)
     def readyz() -> JSONResponse:
         reason = not_ready()
         if reason is None:
@@ -53,7 +64,17 @@ def health_router(
     def version() -> dict[str, str]:
         return {"tier": tier, "version": __version__}
 
-    @router.get("/metrics")
+    @router.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        responses={
+            200: {"description": "Prometheus' text format"},
+            503: {
+                "description": "one of several processes, whose parent is silent; `reason` says so",
+                "content": {"application/json": {"schema": _WORDS}},
+            },
+        },
+    )
     async def show_metrics() -> Response:
         if of_all is None:
             text = await asyncio.to_thread(generate_latest, metrics)

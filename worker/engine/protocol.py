@@ -131,6 +131,7 @@ class EngineInfo:
         kv_blocks, block_size: size of the KV pool; 0 where there is none.
         embeds: whether `embed` works.
         generates: whether `submit` works. grammars: whether it knows `SequenceParams.grammar`.
+        scores_prompts: whether it knows `SequenceParams.prompt_logprobs`.
         dtype, device: as loaded, such as `bfloat16`, `cuda:0`.
         weights_digest: sha256 over what determines the answers: weights, dtype, engine.
     """
@@ -145,6 +146,7 @@ class EngineInfo:
     embeds: bool = True
     generates: bool = True
     grammars: bool = False
+    scores_prompts: bool = True
     dtype: str = ""
     device: str = ""
     weights_digest: str = ""

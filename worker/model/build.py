@@ -301,6 +301,7 @@ def _info(
         block_size=block_size,
         generates=generates,
         grammars=engine == "paged",
+        scores_prompts=loaded.kind == "causal",
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=str(loaded.device),
         weights_digest=loaded.digest,

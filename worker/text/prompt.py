@@ -147,20 +147,22 @@ def load_text_model(
     return TextModel(tokenizer, template, found)
 
 
+def effort_switch(text: TextModel) -> str | None:
+    """The variable by which this model's template is told how long to think, if it has one."""
+    names = ("reasoning_effort", "enable_thinking", "thinking")
+    return next((name for name in names if name in text.template.variables), None)
+
+
 def effort_kwargs(text: TextModel, effort: str | None) -> Mapping[str, Any]:
     """How this model's template is told how long to think.
 
     Raises:
         TriremeError: `unsupported_by_model` when the model has no such switch.
     """
-    variables = text.template.variables
     if effort is None:
         return {}
-    if "reasoning_effort" in variables:
-        return {"reasoning_effort": effort}
-    for switch in ("enable_thinking", "thinking"):
-        if switch in variables:
-            return {switch: effort != "none"}
+    if switch := effort_switch(text):
+        return {switch: effort if switch == "reasoning_effort" else effort != "none"}
     reasons = text.format is not None and text.format.reasoning_format != formats.NONE
     if effort == "none" and not reasons:
         return {}

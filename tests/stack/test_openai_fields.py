@@ -1,0 +1,196 @@
+"""Every field of OpenAI's requests and of ours, sent to real models: what happens is what
+`/v1/capabilities` says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+
+from gateway.capabilities import OPERATIONS
+from tests.stack.processes import Stack, running
+
+SPEC: dict[str, dict[str, Any]] = json.loads(
+    Path(__file__).with_name("openai_request_fields.json").read_text()
+)["requests"]
+SPEC_OF = {
+    "chat": SPEC["CreateChatCompletionRequest"],
+    "completions": SPEC["CreateCompletionRequest"],
+    "embeddings": SPEC["CreateEmbeddingRequest"],
+}
+HELLO = [{"role": "user", "content": "Hello, answer in JSON"}]
+BASE: dict[str, dict[str, Any]] = {
+    "chat": {"messages": HELLO, "max_tokens": 2},
+    "completions": {"prompt": "Hello", "max_tokens": 2},
+    "embeddings": {"input": "Hello"},
+}
+FUNCTION = {"type": "function", "function": {"name": "f"}}
+ABSENT = object()
+
+# a valid value that is not the default, and what must stand beside it
+COMMON: dict[str, tuple[Any, dict[str, Any]]] = {
+    "temperature": (1.5, {}),
+    "top_p": (0.5, {}),
+    "top_k": (5, {}),
+    "min_p": (0.1, {}),
+    "n": (2, {}),
+    "stop": (["x", "y"], {}),
+    "stream": (True, {}),
+    "stream_options": ({"include_usage": True}, {"stream": True}),
+    "presence_penalty": (1, {}),
+    "frequency_penalty": (-1.5, {}),
+    "repetition_penalty": (1.2, {}),
+    "length_penalty": (0.5, {}),
+    "logit_bias": ({"5": 10}, {}),
+    "seed": (7, {}),
+    "use_beam_search": (True, {}),
+    "stop_token_ids": ([5], {}),
+    "include_stop_str_in_output": (True, {}),
+    "ignore_eos": (True, {}),
+    "min_tokens": (1, {}),
+    "skip_special_tokens": (False, {}),
+    "echo": (True, {}),
+    "prompt_logprobs": (1, {}),
+    "structured_outputs": ({"choice": ["yes", "no"]}, {}),
+    "return_tokens_as_token_ids": (True, {}),
+    "priority": (1, {}),
+    "user": ("ann", {}),
+    "metadata": ({"a": "b"}, {}),
+    "store": (True, {}),
+    "service_tier": ("flex", {}),
+    "prompt_cache_key": ("k", {}),
+    "prompt_cache_retention": ("24h", {}),
+    "prompt_cache_options": ({"mode": "explicit"}, {}),
+    "safety_identifier": ("s", {}),
+}
+VALUES: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
+    "chat": {
+        **COMMON,
+        "messages": ([*HELLO, {"role": "assistant", "content": "Hi"}, *HELLO], {}),
+        "max_tokens": (3, {}),
+        "max_completion_tokens": (3, {"max_tokens": ABSENT}),
+        "logprobs": (True, {}),
+        "top_logprobs": (2, {"logprobs": True}),
+        "add_generation_prompt": (False, {}),
+        "continue_final_message": (
+            True,
+            {"messages": [*HELLO, {"role": "assistant", "content": "Hi"}]},
+        ),
+        "chat_template_kwargs": ({"enable_thinking": False}, {}),
+        "response_format": ({"type": "json_object"}, {}),
+        "tools": ([FUNCTION], {"tool_choice": "none"}),
+        "tool_choice": ("required", {"tools": [FUNCTION]}),
+        "parallel_tool_calls": (False, {}),
+        "modalities": (["text", "audio"], {}),
+        "verbosity": ("high", {}),
+        "reasoning_effort": ("high", {}),
+        "audio": ({"voice": "alloy", "format": "wav"}, {}),
+        "prediction": ({"type": "content", "content": "Hi"}, {}),
+        "web_search_options": ({}, {}),
+        "moderation": ({"model": "omni-moderation-latest"}, {}),
+        "functions": ([{"name": "f"}], {}),
+        "function_call": ("auto", {}),
+    },
+    "completions": {
+        **COMMON,
+        "prompt": (["Hello", "Bye"], {}),
+        "max_tokens": (3, {}),
+        "logprobs": (2, {}),
+        "best_of": (2, {"n": 2}),
+        "add_special_tokens": (False, {}),
+        "suffix": ("end", {}),
+    },
+    "embeddings": {
+        "input": (["Hello", "Bye"], {}),
+        "dimensions": (8, {}),
+        "encoding_format": ("base64", {}),
+        "user": ("ann", {}),
+        "engine": ("e", {}),
+    },
+}
+MODELS = ("simulated-model", "trireme-demo", "tiny-t5")
+"""On the engines sim, paged and generate."""
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running(tmp_path_factory.mktemp("simulated")) as stack:
+        stack.add_worker("--engine", "sim", "--model-names", "simulated-model")
+        stack.wait_serving()
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def stacks(simulated: Stack, real_stack: Stack) -> dict[str, Stack]:
+    return {"simulated-model": simulated, "trireme-demo": real_stack, "tiny-t5": real_stack}
+
+
+@pytest.fixture(scope="module")
+def table(stacks: dict[str, Stack]) -> dict[str, Any]:
+    """What is told of each model."""
+    found: dict[str, Any] = {}
+    for stack in stacks.values():
+        answer = httpx.get(f"{stack.gateway.url}/v1/capabilities", timeout=20).json()
+        found |= {model["id"]: model for model in answer["data"]}
+    return found
+
+
+def sent(stack: Stack, model: str, operation: str, fields: dict[str, Any]) -> httpx.Response:
+    body = {"model": model, **BASE[operation], **fields}
+    path, _ = OPERATIONS[operation]  # type: ignore[index]  # the keys are literals
+    return stack.post(path, {name: one for name, one in body.items() if one is not ABSENT})
+
+
+def refused(answer: httpx.Response, name: str) -> bool:
+    return answer.status_code == 400 and answer.json()["error"]["param"] == name
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_field_of_openai_is_in_the_table_and_is_sent_here(operation: str) -> None:
+    _, model = OPERATIONS[operation]  # type: ignore[index]
+    ours = set(model.model_fields)
+    assert SPEC_OF[operation].keys() <= ours
+    assert ours == VALUES[operation].keys() | {"model"}
+
+
+@pytest.mark.parametrize(
+    ("operation", "name"),
+    [(operation, name) for operation in SPEC_OF for name in VALUES[operation]],
+)
+def test_the_values_sent_here_are_valid_by_openais_document(operation: str, name: str) -> None:
+    if name in SPEC_OF[operation]:
+        jsonschema.validate(VALUES[operation][name][0], SPEC_OF[operation][name])
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("operation", "name"), [(operation, name) for operation in VALUES for name in VALUES[operation]]
+)
+def test_a_field_is_answered_as_the_table_says(
+    stacks: dict[str, Stack], table: dict[str, Any], model: str, operation: str, name: str
+) -> None:
+    stack, entry = stacks[model], table[model]["operations"][operation]["fields"][name]
+    value, beside = VALUES[operation][name]
+    answer = sent(stack, model, operation, {name: value, **beside})
+    if entry["support"] == "honoured":
+        assert answer.status_code == 200, answer.text
+        return
+    assert refused(answer, name), answer.text
+    takes = entry["accepts"].get("enum", []) if entry["support"] == "default_only" else []
+    for harmless in (*takes, None):
+        beside = beside if name != "tool_choice" or harmless else {}
+        answer = sent(stack, model, operation, {**beside, name: harmless})
+        assert answer.status_code == 200, answer.text
+
+
+def test_a_model_is_the_one_that_was_asked_for(stacks: dict[str, Stack]) -> None:
+    for model, stack in stacks.items():
+        for operation in OPERATIONS:
+            answer = sent(stack, model, operation, {})
+            assert (answer.status_code, answer.json()["model"]) == (200, model)
+            assert sent(stack, "other", operation, {}).status_code == 404
