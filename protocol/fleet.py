@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 WorkerState: TypeAlias = Literal["starting", "ready", "draining", "failed"]
 Wire: TypeAlias = Literal["native", "fastchat"]
-Capability: TypeAlias = Literal["chat", "completions", "embeddings"]
+Capability: TypeAlias = Literal["chat", "completions", "embeddings", "score"]
 
 
 class _Record(BaseModel):

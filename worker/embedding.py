@@ -1,4 +1,4 @@
-"""Embedding vectors: chunks of long inputs, their mean, length 1, the wire's form. Pure."""
+"""Embedding vectors: pieces of long inputs, their mean, length 1, the wire's form. Pure."""
 
 from __future__ import annotations
 
@@ -12,9 +12,26 @@ from math import hypot
 from protocol.errors import TriremeError
 
 
-def chunked(inputs: Sequence[list[int]], size: int) -> list[list[list[int]]]:
-    """Each input as chunks of at most `size` tokens."""
-    return [[ids[at : at + size] for at in range(0, len(ids), size)] for ids in inputs]
+def windows(whole: list[int], inner: list[int], size: int) -> list[list[int]]:
+    """The tokens of one input in pieces of at most `size`, each with the special ones around it.
+
+    Args:
+        whole: its tokens with the special ones. inner: the same without them.
+    """
+    if len(whole) <= size:
+        return [whole]
+    room = size - (len(whole) - len(inner))
+    places = range(len(whole) - len(inner) + 1)
+    lead = next((at for at in places if whole[at : at + len(inner)] == inner), None)
+    if lead is None or room < 1:
+        return [whole[at : at + size] for at in range(0, len(whole), size)]
+    head, tail = whole[:lead], whole[lead + len(inner) :]
+    return [head + inner[at : at + room] + tail for at in range(0, len(inner), room)]
+
+
+def cosine(first: Sequence[float], second: Sequence[float]) -> float:
+    """Of vectors of length 1."""
+    return sum(a * b for a, b in zip(first, second, strict=True))
 
 
 def finished(

@@ -31,6 +31,7 @@ _HEALTHY_S = 600.0
 _STALL_S = 10.0
 _RESTART_PAUSE_S = 1.0
 _QUEUE_CONTEXTS = 16
+_ENCODER_QUEUE_TOKENS = 262_144
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +170,8 @@ class Runtime:
             capabilities += ("chat", "completions")
         if ready.info.embeds:
             capabilities += ("embeddings",)
+        if ready.info.embeds or ready.info.scores:
+            capabilities += ("score",)
         return tuple(
             ModelRecord(
                 name=name,
@@ -284,7 +287,7 @@ class Runtime:
             limit=settings.limit_worker_concurrency,
             capacity=info.capacity,
             max_queue_requests=settings.max_queue_requests,
-            max_queue_tokens=settings.max_queue_tokens or _QUEUE_CONTEXTS * info.context_length,
+            max_queue_tokens=settings.max_queue_tokens or _queue_tokens(info),
             clock=self._clock,
         )
         self._watch = StallWatch()
@@ -301,3 +304,9 @@ class Runtime:
             info.dtype,
         )
         return self._clock()
+
+
+def _queue_tokens(info: EngineInfo) -> int:
+    """Prompt tokens that may wait: an encoder's context is short, and its tokens are cheap."""
+    contexts = _QUEUE_CONTEXTS * info.context_length
+    return contexts if info.generates else max(contexts, _ENCODER_QUEUE_TOKENS)

@@ -68,6 +68,22 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Pair:
+    """Two texts as one input of a cross-encoder.
+
+    Attributes:
+        ids: tokens of both, with the special ones between and around them.
+        first: how many of them belong to the first text, where the model tells them apart.
+    """
+
+    ids: list[int]
+    first: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
 class RawLogprob:
     """Log probability of one token under the raw distribution, and the best alternatives.
 
@@ -119,7 +135,7 @@ class EngineInfo:
         vocab_size: token ids are below it.
         capacity: sequences that run at once.
         kv_blocks, block_size: size of the KV pool; 0 where there is none.
-        embeds: whether `embed` works.
+        embeds: whether `embed` works. scores: whether `score` works: a cross-encoder.
         generates: whether `submit` works. grammars: whether it knows `SequenceParams.grammar`.
         dtype, device: as loaded, such as `bfloat16`, `cuda:0`.
         weights_digest: sha256 over what determines the answers: weights, dtype, engine.
@@ -133,6 +149,7 @@ class EngineInfo:
     kv_blocks: int = 0
     block_size: int = 0
     embeds: bool = True
+    scores: bool = False
     generates: bool = True
     grammars: bool = False
     dtype: str = ""
@@ -204,10 +221,13 @@ class Engine(Protocol):
         """End one choice early (its text met a stop string); no further output comes for it."""
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
-        """Mean over tokens of the last hidden state, float32, one vector an input, unnormalised.
+        """Pooled states of the last layer, float32, one vector an input, not normalised.
 
         Each input has 1..context_length tokens.
         """
+
+    async def score(self, pairs: list[Pair]) -> list[float]:
+        """One number a pair of 1..context_length tokens: a cross-encoder's opinion of it."""
 
     def load(self) -> EngineLoad:
         """The load as last reported."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import TriremeError, quoted
+from worker.sentence_files import SentenceFiles, read_sentence_files
 from worker.text.controls import Piece, disguise, surrogate_at
 from worker.text.templates import ChatTemplate, RenderOptions, checked_kwargs, choose_template
 from worker.text.tokenizer import HFTokenizer, Tokenizer, load_pretrained
@@ -35,20 +36,32 @@ class EncodedPrompt:
 
 @dataclass(frozen=True)
 class TextModel:
-    """All that the worker knows of a model's texts."""
+    """All that the worker knows of a model's texts.
+
+    Attributes:
+        sentence: how the model wants texts that are to be embedded.
+    """
 
     tokenizer: Tokenizer
     template: ChatTemplate
+    sentence: SentenceFiles = field(default_factory=SentenceFiles)
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        joined = f"{self.tokenizer.fingerprint}\n{self.template.source}"
+        joined = f"{self.tokenizer.fingerprint}\n{self.template.source}\n{self.sentence}"
         object.__setattr__(self, "fingerprint", hashlib.sha256(joined.encode()).hexdigest())
 
     def encode_messages(
-        self, messages: Sequence[Mapping[str, Any]], options: RenderOptions
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: RenderOptions,
+        *,
+        add_special_tokens: bool = False,
     ) -> EncodedPrompt:
         """Render and tokenize; control tokens typed in the messages stay text.
+
+        Args:
+            add_special_tokens: let the tokenizer add its own also where the template writes them.
 
         Raises:
             TriremeError: 400, naming the message at fault.
@@ -66,14 +79,17 @@ class TextModel:
                 mask.of(tools),
             ),
         )
-        ids = self._encode_pieces(mask.pieces(rendered))
+        ids = self._encode_pieces(
+            mask.pieces(rendered),
+            add_special_tokens=add_special_tokens or not self.template.writes_bos,
+        )
         context = tuple(ids[-_CONTEXT_IDS:]) if options.continue_final_message else ()
         return EncodedPrompt(ids, mask.lifted(rendered), "messages", context)
 
-    def _encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
+    def _encode_pieces(self, pieces: Sequence[Piece], *, add_special_tokens: bool) -> list[int]:
         """The first piece starts the text; with a control token there, an empty one does."""
         lead = pieces[0].text if pieces and not pieces[0].as_text else ""
-        ids = self.tokenizer.encode(lead, add_special_tokens=not self.template.writes_bos)
+        ids = self.tokenizer.encode(lead, add_special_tokens=add_special_tokens)
         for piece in pieces[1 if lead else 0 :]:
             ids += self.tokenizer.encode_inner(piece.text, as_text=piece.as_text)
         return ids
@@ -125,7 +141,8 @@ def load_text_model(
     """
     pretrained = load_pretrained(path, revision, trust_remote_code)
     template = choose_template(pretrained, conv_template, chat_template)
-    return TextModel(HFTokenizer(pretrained), template)
+    sentence = read_sentence_files(path, revision)
+    return TextModel(HFTokenizer(pretrained), template, sentence)
 
 
 def _check_messages(messages: Sequence[Mapping[str, Any]], options: RenderOptions) -> None:
