@@ -13,14 +13,15 @@ from base64 import b64encode
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
 from gateway.merge import merged
-from gateway.worker_client import WorkerHttp
+from gateway.worker_client import Question, WorkerHttp
 from protocol.conversation import Conversation, from_messages, render
-from protocol.errors import ErrorCode, TriremeError
+from protocol.errors import ErrorCode, TriremeError, quoted
 from protocol.fastchat import GenerateParams
 from protocol.fleet import WorkerRecord
 from protocol.framing import NUL, FrameSplitter
@@ -48,6 +49,8 @@ _NEEDS_NATIVE: Final = (
     "prompt_logprobs length_penalty"
 ).split()
 _PLAIN: Final = SamplingParams()
+
+_Answer = TypeVar("_Answer", bound=BaseModel)
 
 
 def needs_native(request: GenerateRequest) -> str | None:
@@ -147,6 +150,14 @@ class FastChatClient:
         model = await self._model(worker, request.model)
         tokens = await self._count(worker, request.model, request.prompt or "")
         return tokens, model.context_length
+
+    async def call(
+        self, worker: WorkerRecord, request: Question, answer: type[_Answer], timeout_s: float
+    ) -> _Answer:
+        message = (
+            f"The worker of the model `{quoted(request.model)}` gives no tokens and no scores."
+        )
+        raise TriremeError("unsupported_by_model", message, param="model")
 
     async def _model(self, worker: WorkerRecord, name: str) -> _Model:
         known = self._models.get((worker.address, name))

@@ -15,13 +15,23 @@ from protocol.openai import (
     EmbeddingsRequest,
     TokenCheckRequest,
 )
+from protocol.texts import (
+    DetokenizationRequest,
+    RerankRequest,
+    ScoringRequest,
+    TokenizationRequest,
+)
 
 BODIES: Final[tuple[type[BaseModel], ...]] = (
     APIChatCompletionRequest,
     ChatCompletionRequest,
     CompletionRequest,
+    DetokenizationRequest,
     EmbeddingsRequest,
+    RerankRequest,
+    ScoringRequest,
     TokenCheckRequest,
+    TokenizationRequest,
 )
 _SCHEMA_PATH: Final = "#/components/schemas/{model}"
 

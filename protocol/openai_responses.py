@@ -200,6 +200,49 @@ class TokenCheckResponse(_Answer):
     prompts: list[TokenCheckItem]
 
 
+class TokenizationResponse(_Answer):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizationResponse(_Answer):
+    prompt: str
+
+
+class ScoreObject(_Answer):
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class ScoringResponse(_Answer):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[ScoreObject]
+    usage: UsageInfo
+
+
+class RankedText(_Answer):
+    text: str
+
+
+class RankedDocument(_Answer):
+    index: int
+    relevance_score: float
+    document: RankedText | None = None
+
+
+class RerankResponse(_Answer):
+    id: str
+    model: str
+    usage: UsageInfo
+    results: list[RankedDocument]
+
+
 class ErrorBody(_Answer):
     message: str
     type: str

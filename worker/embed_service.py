@@ -8,7 +8,7 @@ from typing import TypeAlias, TypeVar
 
 from protocol.errors import TriremeError
 from protocol.generation import EmbedRequest, EmbedResponse, ScoreRequest, ScoreResponse
-from worker.embedding import cosine, finished, to_base64, windows
+from worker.embedding import check_finite, cosine, finished, to_base64, windows
 from worker.engine.protocol import Pair
 from worker.metrics import Metrics
 from worker.runtime import Ready, Runtime
@@ -91,6 +91,7 @@ class EmbedService:
         with ready.admission.enter(num_tokens) as ticket:
             await ticket.wait_turn()
             scores = await ready.engine.score(pairs)
+        check_finite(scores)
         self._metrics.prompt_tokens.inc(num_tokens)
         return ScoreResponse(scores=scores, prompt_tokens=num_tokens)
 

@@ -7,7 +7,7 @@ import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from math import hypot
+from math import hypot, isfinite
 
 from protocol.errors import TriremeError
 
@@ -29,6 +29,12 @@ def windows(whole: list[int], inner: list[int], size: int) -> list[list[int]]:
     return [head + inner[at : at + room] + tail for at in range(0, len(inner), room)]
 
 
+def check_finite(values: Sequence[float]) -> None:
+    """Raises `bad_logits` for infinities and what is no number: JSON has neither."""
+    if not all(map(isfinite, values)):
+        raise TriremeError("bad_logits", "The model gave numbers that are not finite.")
+
+
 def cosine(first: Sequence[float], second: Sequence[float]) -> float:
     """Of vectors of length 1."""
     return sum(a * b for a, b in zip(first, second, strict=True))
@@ -43,7 +49,8 @@ def finished(
         dimensions: keep the first so many; None keeps all.
 
     Raises:
-        TriremeError: `invalid_value` for more dimensions than the vectors have.
+        TriremeError: `invalid_value` for more dimensions than the vectors have; `bad_logits` for
+            what is not finite.
     """
     if dimensions is not None and dimensions > len(vectors[0]):
         message = f"dimensions {dimensions} is more than this model's {len(vectors[0])}."
@@ -64,6 +71,7 @@ def _mean(chunks: Sequence[list[int]], vectors: Sequence[list[float]]) -> list[f
 
 def _unit(vector: list[float]) -> list[float]:
     norm = hypot(*vector) or 1.0
+    check_finite([norm])
     return [value / norm for value in vector]
 
 
