@@ -92,7 +92,10 @@ def sentence_files(read: Callable[[str], Any]) -> SentenceFiles:
         ModelLoadError: as `read_sentence_files`.
     """
     modules = read("modules.json") or []
-    kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+    try:
+        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+    except (TypeError, KeyError) as error:
+        raise ModelLoadError("modules.json is no list of modules with types") from error
     pooled = [module for module, kind in zip(modules, kinds, strict=True) if kind == "Pooling"]
     bert = read("sentence_bert_config.json") or {}
     stated = bert.get("max_seq_length") or (read("tokenizer_config.json") or {}).get(

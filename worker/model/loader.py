@@ -149,6 +149,8 @@ def kind_of(hf_config: Any, files: SentenceFiles) -> Kind:
 
 
 def _check_kind(config: EngineConfig, kind: Kind, hf_config: Any) -> None:
+    if not getattr(hf_config.get_text_config(), "vocab_size", None):
+        raise ModelLoadError(f"a model of type {hf_config.model_type!r} takes no texts")
     if kind == "cross_encoder":
         check_scores(hf_config)
         if config.pooling != "auto":
