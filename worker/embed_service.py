@@ -80,9 +80,8 @@ class EmbedService:
         return ScoreResponse(scores=await asyncio.to_thread(scores), prompt_tokens=_count(pieces))
 
     async def _cross_encoded(self, ready: Ready, request: ScoreRequest) -> ScoreResponse:
-        queries = _each(request.queries, len(request.documents))
-
         def encoded() -> list[Pair]:
+            queries = self._queries(ready, request)
             both = zip(queries, request.documents, strict=True)
             return [self._pair(ready, at, *texts) for at, texts in enumerate(both)]
 
@@ -94,6 +93,16 @@ class EmbedService:
         check_finite(scores)
         self._metrics.prompt_tokens.inc(num_tokens)
         return ScoreResponse(scores=scores, prompt_tokens=num_tokens)
+
+    def _queries(self, ready: Ready, request: ScoreRequest) -> list[str]:
+        """One a document."""
+        queries, count = request.queries, len(request.documents)
+        if self._runtime.settings.embed_in_truncate and len(queries) < count:
+            # a huge one would be read anew for each document; of what is cut off only the length
+            # could matter: it decides which text keeps the odd token where both are far too long
+            enough = 4 * ready.info.context_length
+            queries = [ready.text.tokenizer.beginning(queries[0], enough)]
+        return _each(queries, count)
 
     def _pair(self, ready: Ready, at: int, query: str, document: str) -> Pair:
         context = ready.info.context_length

@@ -57,6 +57,9 @@ class Tokenizer(Protocol):
             max_tokens: cut the longer text, at its end, until there are no more than these.
         """
 
+    def beginning(self, text: str, max_tokens: int) -> str:
+        """As much of a text as its first `max_tokens` tokens come from."""
+
     def encode_inner(self, text: str, *, as_text: bool) -> list[int]:
         """Ids of a piece from the middle of a prompt; nothing is added before or after.
 
@@ -136,6 +139,10 @@ class HFTokenizer:
             pair = self._cutting_backend(max_tokens).encode(first, second)
         types: list[int] = pair.type_ids if self._tells_apart else []
         return pair.ids, types.index(1) if 1 in types else len(pair.ids)
+
+    def beginning(self, text: str, max_tokens: int) -> str:
+        offsets = self._backend.encode(text, add_special_tokens=False).offsets
+        return text if len(offsets) <= max_tokens else text[: offsets[max_tokens - 1][1]]
 
     def _cutting_backend(self, max_tokens: int) -> Any:
         """A backend that truncates; made when it is first needed, since its vocabulary is large."""

@@ -56,6 +56,10 @@ class WordTokenizer:
         ids = self.encode(first, add_special_tokens=True)
         return (ids + self.encode(second, add_special_tokens=True))[:max_tokens], len(ids)
 
+    def beginning(self, text: str, max_tokens: int) -> str:
+        """A token is at least a byte, so so many characters hold so many tokens and more."""
+        return text[: max_tokens * len(END_TEXT)]
+
     def encode_inner(self, text: str, *, as_text: bool) -> list[int]:
         """Ids of a piece of a prompt."""
         return list(text.encode()) if as_text else self.encode(text, add_special_tokens=False)

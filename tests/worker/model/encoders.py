@@ -123,7 +123,7 @@ def save(folder: Path, name: str, auto: Any = hf.AutoModel, **options: Any) -> P
             if weight.dim() > 1:
                 weight.normal_(0, 0.2)  # so that different texts have quite different vectors
     model.save_pretrained(folder)
-    _tokenizer(SHAPES[name]).save_pretrained(folder)
+    tokenizer_of(name).save_pretrained(folder)
     return folder
 
 
@@ -157,7 +157,9 @@ def add_sentence_files(
     write("config_sentence_transformers.json", prompts)
 
 
-def _tokenizer(shape: Shape) -> Any:
+def tokenizer_of(name: str) -> Any:
+    """The tokenizer of a shape, as transformers loads it."""
+    shape = SHAPES[name]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
