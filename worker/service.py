@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from protocol.errors import TriremeError
 from protocol.generation import (
@@ -40,7 +40,10 @@ from worker.text.templates import RenderOptions
 
 log = logging.getLogger(__name__)
 
-_THREAD_ABOVE_CHARS = 8192
+_Item = TypeVar("_Item")
+
+_THREAD_ABOVE = 8192
+"""Characters or tokens."""
 _PROMPT_PIECE = 256
 _WHOLE_HOLD_S, _WHOLE_INTERVAL = 1.0, 64
 """Seconds and tokens between two deltas that nobody reads before the answer's end: short against
@@ -179,10 +182,8 @@ class Service:
     async def _encode_text(
         self, ready: Ready, text: str, *, add_special_tokens: bool
     ) -> EncodedPrompt:
-        encode = ready.text.encode_prompt
-        if len(text) > _THREAD_ABOVE_CHARS:
-            return await asyncio.to_thread(encode, text, add_special_tokens=add_special_tokens)
-        return encode(text, add_special_tokens=add_special_tokens)
+        encode = partial(ready.text.encode_prompt, text, add_special_tokens=add_special_tokens)
+        return await _fitting(len(text), encode)
 
     async def _encode_messages(
         self,
@@ -195,9 +196,7 @@ class Service:
         encode = partial(
             ready.text.encode_messages, messages, options, add_special_tokens=add_special_tokens
         )
-        if sum(_length(message) for message in messages) > _THREAD_ABOVE_CHARS:
-            return await asyncio.to_thread(encode)
-        return encode()
+        return await _fitting(sum(map(_length, messages)), encode)
 
     # ---- tokens ---------------------------------------------------------------------------------
 
@@ -232,10 +231,12 @@ class Service:
             raise TriremeError(
                 "missing_required_parameter", "Give prompt or messages.", param="prompt"
             )
+        spelled = ids if request.entries else []
+        entries = await _fitting(len(spelled), lambda: list(map(tokenizer.entry, spelled)))
         return TokenizeResponse(
             ids=ids,
             context_length=ready.info.context_length,
-            entries=[tokenizer.entry(one) for one in ids] if request.entries else None,
+            entries=entries if request.entries else None,
         )
 
     async def detokenize(self, request: DetokenizeRequest) -> DetokenizeResponse:
@@ -253,8 +254,7 @@ class Service:
         def text() -> str:
             return ready.text.tokenizer.decode(ids, skip_special_tokens=False)
 
-        long = len(ids) > _THREAD_ABOVE_CHARS
-        return DetokenizeResponse(text=await asyncio.to_thread(text) if long else text())
+        return DetokenizeResponse(text=await _fitting(len(ids), text))
 
 
 class _Run:
@@ -384,6 +384,11 @@ def _hold_s(request: GenerateRequest, made: Plan) -> float:
 
 def _loop_time(deadline_s: float | None) -> float | None:
     return None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
+
+
+async def _fitting(size: int, work: Callable[[], _Item]) -> _Item:
+    """The result of `work`, done beside the event loop where its input is large."""
+    return await asyncio.to_thread(work) if size > _THREAD_ABOVE else work()
 
 
 def _length(value: Any) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from protocol import fastchat, openai
+from protocol import fastchat, openai, texts
 from protocol.errors import TAXONOMY
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -28,6 +28,10 @@ WORDS |= {word for words in WORDS for word in re.split(r"[\s.]+", words)}
         openai.StreamOptions,
         openai.TokenCheckRequest,
         openai.ModelCard,
+        texts.TokenizationRequest,
+        texts.DetokenizationRequest,
+        texts.ScoringRequest,
+        texts.RerankRequest,
         fastchat.RegisterWorker,
         fastchat.WorkerStatus,
     ],
@@ -49,6 +53,9 @@ def section(heading: str) -> str:
         ("Common fields", openai.ChatCompletionRequest),
         ("Common fields", openai.CompletionRequest),
         ("Embeddings", openai.EmbeddingsRequest),
+        ("Scores", texts.ScoringRequest),
+        ("Reranking", texts.RerankRequest),
+        ("Tokens", texts.TokenizationRequest),
     ],
 )
 def test_the_defaults_of_the_page_are_those_of_the_code(heading: str, model: Any) -> None:
