@@ -31,7 +31,7 @@ class ModelRecord(_Record):
             answers. Empty for a FastChat worker.
         context_length: tokens; 0 when unknown (a FastChat worker, until it is asked).
         capabilities: what it can be asked for.
-        engine: which engine runs it, such as `paged`, `generate`, `sim`.
+        engine: which engine runs it, such as `paged`, `generate`, `encoder`, `sim`.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=256)]

@@ -86,6 +86,7 @@ class ScoringRequest(RequestFields):
     text_2: Texts | None = None
     queries: Texts | None = None
     documents: Texts | None = None
+    user: str | None = None
 
     @property
     def names(self) -> tuple[str, str]:
@@ -140,3 +141,4 @@ class RerankRequest(RequestFields):
     ]
     top_n: Annotated[int, Field(ge=0)] = 0
     return_documents: bool = True
+    user: str | None = None

@@ -256,7 +256,8 @@ class Runtime:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
         serving_since = self._serve(self._engine, text)
-        if isinstance(text.template, NamedTemplate) and not self.settings.conv_template:
+        plain = isinstance(text.template, NamedTemplate) and not self.settings.conv_template
+        if plain and self._engine.info.generates:
             log.info("the model has no chat template: using plain User:/Assistant: lines")
         while True:
             reason = await self._engine.wait_dead()

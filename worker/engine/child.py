@@ -78,7 +78,13 @@ def _serve(built: Any, channel: socket.socket, inbox: queue.SimpleQueue[Any]) ->
 
     def load() -> EngineLoad:
         own: EngineLoad = core.load()
-        return replace(own, step=own.step + embeds.batches, busy=own.busy or bool(embeds))
+        return replace(
+            own,
+            waiting=own.waiting + len(embeds),
+            waiting_tokens=own.waiting_tokens + embeds.tokens,
+            step=own.step + embeds.batches,
+            busy=own.busy or bool(embeds),
+        )
 
     while True:
         while not (core.has_work or embeds) or not inbox.empty():

@@ -48,8 +48,13 @@ class EmbedQueue:
         self._waiting: list[_Input] = []  # the longest first
         self.batches = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._calls)
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    @property
+    def tokens(self) -> int:
+        """Of all inputs that are still to be computed."""
+        return sum(len(one.tokens) for one in self._waiting)
 
     def add(self, call_id: int, inputs: Sequence[Sized]) -> None:
         """Queue a call of at least one input."""

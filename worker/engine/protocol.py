@@ -129,7 +129,7 @@ class EngineInfo:
     """What an engine says of itself once it is ready.
 
     Attributes:
-        engine: its name in `ENGINES`.
+        engine: its name in `ENGINES`, or `encoder`.
         context_length: most tokens of prompt and completion together.
         eos_token_ids: tokens that end a text of this model.
         vocab_size: token ids are below it.
@@ -162,7 +162,8 @@ class EngineLoad:
     """An engine's load now.
 
     Attributes:
-        running: sequences in the batch. waiting: sequences queued. waiting_tokens: their tokens.
+        running: sequences in the batch. waiting: sequences and embedding calls queued.
+        waiting_tokens: their tokens.
         kv_free: share of KV blocks free. prefill_tps, decode_tps: recent tokens a second.
         step: counts steps. busy: whether there is work: a still `step` means trouble only then.
         preemptions, prompt_tokens, generation_tokens: totals since the start.

@@ -58,9 +58,12 @@ def test_a_small_call_does_not_wait_for_a_large_one() -> None:
     queue = EmbedQueue(Recorder(), 100)
     queue.add(1, texts(*[50] * 40))
     queue.add(2, texts(3))
+    assert (len(queue), queue.tokens) == (2, 2003)
     assert queue.step() == []
+    assert (len(queue), queue.tokens) == (2, 1903)
     assert queue.step() == [(2, [[3.0]])]
     assert list(run(queue)) == [1]
+    assert (len(queue), queue.tokens) == (0, 0)
 
 
 def test_a_call_that_fails_fails_alone() -> None:
