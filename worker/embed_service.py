@@ -108,6 +108,9 @@ class EmbedService:
         context = ready.info.context_length
         cut = context if self._runtime.settings.embed_in_truncate else None
         ids, first = ready.text.tokenizer.encode_pair(query, document, cut)
+        if not ids:
+            message = "Both texts are empty, and this model has no special tokens."
+            raise TriremeError("invalid_value", message, param=f"documents[{at}]")
         if len(ids) > context:
             message = (
                 f"This model's maximum context length is {context} tokens. However, the query and "

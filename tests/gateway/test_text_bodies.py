@@ -120,3 +120,18 @@ def test_special_tokens_of_messages_are_those_of_a_chat_unless_more_are_asked_fo
     fields: dict[str, Any], special: bool | None
 ) -> None:
     assert tokenize_request(read("tokenize", fields)).add_special_tokens is special
+
+
+def test_what_a_template_is_told_reaches_the_worker() -> None:
+    fields = {"tools": [TOOL], "chat_template_kwargs": {"a": 1}, "add_generation_prompt": False}
+    wanted = tokenize_request(
+        read("tokenize", {"messages": HELLO, **fields, "return_token_strs": True})
+    )
+    assert wanted.messages == HELLO
+    assert wanted.tools == [TOOL]
+    assert wanted.chat_template_kwargs == {"a": 1}
+    assert (wanted.add_generation_prompt, wanted.entries) == (False, True)
+    going_on = tokenize_request(
+        read("tokenize", {"messages": DONE, "continue_final_message": True})
+    )
+    assert (going_on.add_generation_prompt, going_on.continue_final_message) == (False, True)
