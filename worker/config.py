@@ -133,7 +133,10 @@ class Settings(TierSettings):
     ] = Field(None, description="requests that run at once; auto is what the engine can run")
     max_queue_requests: int = Field(1024, ge=0, description="requests that may wait, at most")
     max_queue_tokens: int | None = Field(
-        None, ge=1, description="prompt tokens that may wait (16 times the context length)"
+        None,
+        ge=1,
+        description="prompt tokens that may wait (16 times the context length; of an encoder at "
+        "least 262144)",
     )
     stream_interval: int = Field(1, ge=1, description="tokens between two events of a stream")
     pooling: Literal["auto", "mean", "cls", "last", "max"] = Field(

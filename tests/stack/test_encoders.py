@@ -99,6 +99,16 @@ def test_concurrent_calls_get_their_own_vectors(
     assert (found - vectors(folders["embedder"], texts)).abs().max() < 1e-5
 
 
+def test_many_tokens_may_wait_though_the_context_is_short(client: openai.OpenAI) -> None:
+    text = "word " * 25
+
+    def one(_number: int) -> int:
+        return len(client.embeddings.create(model="embedder", input=[text] * 40).data)
+
+    with ThreadPoolExecutor(8) as pool:  # some 16,000 tokens, which is 250 contexts
+        assert list(pool.map(one, range(8))) == [40] * 8
+
+
 def test_a_long_input_is_the_mean_of_pieces_with_their_own_special_tokens(
     client: openai.OpenAI, folders: dict[str, Path]
 ) -> None:
