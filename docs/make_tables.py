@@ -19,7 +19,8 @@ from fastapi import FastAPI
 from pydantic.fields import FieldInfo
 
 from gateway.capabilities import fields_of
-from protocol import openai
+from protocol import openai, texts
+from protocol.openai_fields import RequestFields
 from trireme.service.server import ExitRequest
 from trireme.service.settings import TierSettings
 
@@ -142,7 +143,7 @@ def app_of(tier: str) -> FastAPI:
 def fields(name: str) -> str:
     """The table of a request's own fields; those that chat and completions share are in the table
     of `GenerationFields`."""
-    model: type[openai.EmbeddingsRequest] = getattr(openai, name)
+    model: type[RequestFields] = getattr(openai, name, None) or getattr(texts, name)
     inherits = issubclass(model, openai.GenerationFields) and model is not openai.GenerationFields
     lines = "| Field | Default | Meaning and limits |\n|---|---|---|\n"
     for field, entry in fields_of(model).items():

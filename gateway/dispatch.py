@@ -14,6 +14,8 @@ from random import Random
 from time import monotonic
 from typing import Final, TypeVar
 
+from pydantic import BaseModel
+
 from gateway.breaker import Breaker, Breakers
 from gateway.fastchat_client import needs_native
 from gateway.fleet_view import FleetView
@@ -21,7 +23,7 @@ from gateway.metrics import GatewayMetrics
 from gateway.prefix import Fingerprint, PrefixIndex, fingerprint, prompt_tokens
 from gateway.progress import Progress
 from gateway.routing import Group, InFlight, Policy, Query
-from gateway.worker_client import WorkerClient
+from gateway.worker_client import Question, WorkerClient
 from protocol.errors import TriremeError, quoted
 from protocol.fleet import Capability, WorkerRecord
 from protocol.generation import (
@@ -29,6 +31,7 @@ from protocol.generation import (
     EmbedResponse,
     Event,
     GenerateRequest,
+    ScoreRequest,
     Started,
     TokenizeRequest,
 )
@@ -48,6 +51,7 @@ _ADDS_LOAD: Final = frozenset("overloaded worker_timeout out_of_memory".split())
 """Failures whose retries make an overload worse; the others are the load of a lost worker."""
 
 _Answer = TypeVar("_Answer")
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class RetryBudget:
@@ -138,6 +142,29 @@ class Dispatcher:
 
         return await self._call(request.model, 1, None, timeout_s, ask)
 
+    async def ask(
+        self,
+        request: Question,
+        answer: type[_Model],
+        timeout_s: float,
+        *,
+        tokens: int = 1,
+        capability: Capability | None = None,
+    ) -> _Model:
+        """The `answer` of a worker of the native wire; goes to the next when one fails.
+
+        Args:
+            tokens: about how many it computes.
+        """
+
+        async def ask(worker: WorkerRecord, left_s: float) -> _Model:
+            fenced = request
+            if isinstance(request, ScoreRequest):
+                fenced = request.model_copy(update=_fence(worker, request.model))
+            return await self._clients[worker.wire].call(worker, fenced, answer, left_s)
+
+        return await self._call(request.model, tokens, capability, timeout_s, ask, native=True)
+
     # ---- streams --------------------------------------------------------------------------------
 
     async def _attempts(
@@ -180,7 +207,7 @@ class Dispatcher:
     ) -> WorkerRecord:
         group = self._candidates(request.model, retry.tried, _capability(request))
         if needs_native(request):
-            group = _without(group, (w.instance_id for w in group.workers if w.wire != "native"))
+            group = _native(group)
         if progress.digest is not None:
             others = (
                 w.instance_id
@@ -205,11 +232,15 @@ class Dispatcher:
         capability: Capability | None,
         timeout_s: float,
         ask: Callable[[WorkerRecord, float], Awaitable[_Answer]],
+        *,
+        native: bool = False,
     ) -> _Answer:
         begun = monotonic()
         retry = _Retry(self._budget, self._metrics, model)
         while True:
             group = self._candidates(model, retry.tried, capability)
+            if native:
+                group = _native(group)
             if not group.workers:
                 raise retry.last or _no_worker(model)
             worker = self._policy(Query(group, tokens, self.in_flight.unreported), self._rng)
@@ -337,6 +368,11 @@ def _without(group: Group, ids: Iterable[str], *, or_none: bool = False) -> Grou
         return group
     left = [worker for worker in group.workers if worker.instance_id not in out]
     return Group(left) if left or or_none else group
+
+
+def _native(group: Group) -> Group:
+    """Those that speak our own wire; all when none does, so that one of them says what it lacks."""
+    return _without(group, (w.instance_id for w in group.workers if w.wire != "native"))
 
 
 def _capability(request: GenerateRequest) -> Capability:

@@ -15,14 +15,15 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from pydantic import BaseModel
 from pydantic_core import from_json, to_json
 
 from gateway.merge import merged
-from gateway.worker_client import WorkerHttp
+from gateway.worker_client import Question, WorkerHttp
 from protocol.conversation import Conversation, from_messages, render
-from protocol.errors import ErrorCode, TriremeError
+from protocol.errors import ErrorCode, TriremeError, quoted
 from protocol.fastchat import GenerateParams
 from protocol.fleet import WorkerRecord
 from protocol.framing import NUL, FrameSplitter
@@ -46,6 +47,8 @@ UNKNOWN_CONTEXT: Final = 2048
 """What FastChat itself takes when a model does not say."""
 
 _PLAIN: Final = SamplingParams()
+
+_Answer = TypeVar("_Answer", bound=BaseModel)
 
 
 def _differs(name: str, request: GenerateRequest) -> bool:
@@ -170,6 +173,14 @@ class FastChatClient:
         model = await self._model(worker, request.model)
         tokens = await self._count(worker, request.model, request.prompt or "")
         return tokens, model.context_length
+
+    async def call(
+        self, worker: WorkerRecord, request: Question, answer: type[_Answer], timeout_s: float
+    ) -> _Answer:
+        message = (
+            f"The worker of the model `{quoted(request.model)}` gives no tokens and no scores."
+        )
+        raise TriremeError("unsupported_by_model", message, param="model")
 
     async def _model(self, worker: WorkerRecord, name: str) -> _Model:
         known = self._models.get((worker.address, name))

@@ -16,6 +16,12 @@ from protocol.openai import (
     ErrorResponse,
     TokenCheckRequest,
 )
+from protocol.texts import (
+    DetokenizationRequest,
+    RerankRequest,
+    ScoringRequest,
+    TokenizationRequest,
+)
 from trireme.service import openapi
 
 ABOUT: Final = """\
@@ -33,8 +39,12 @@ DESCRIBED: Final = openapi.Described(
         APIChatCompletionRequest,
         ChatCompletionRequest,
         CompletionRequest,
+        DetokenizationRequest,
         EmbeddingsRequest,
+        RerankRequest,
+        ScoringRequest,
         TokenCheckRequest,
+        TokenizationRequest,
     ),
     answers=(ChatCompletionStreamResponse, CompletionResponse),
     failure=ErrorResponse,

@@ -6,13 +6,19 @@ from typing import Any
 
 from protocol.errors import TriremeError
 from protocol.fleet import ModelRecord
-from protocol.generation import EmbedRequest, GenerateRequest, SamplingParams
+from protocol.generation import (
+    EmbedRequest,
+    GenerateRequest,
+    SamplingParams,
+    TokenizeRequest,
+)
 from protocol.openai import (
     ChatCompletionRequest,
     ChatMessage,
     CompletionRequest,
     EmbeddingsRequest,
 )
+from protocol.texts import TokenizationRequest
 
 
 def chat_request(
@@ -79,6 +85,23 @@ def embed_request(request: EmbeddingsRequest, *, request_id: str) -> EmbedReques
         model=request.model,
         inputs=request.input,
         dimensions=request.dimensions,
+    )
+
+
+def tokenize_request(request: TokenizationRequest) -> TokenizeRequest:
+    """Messages have the tokens of a chat completion; special ones beside these only when asked."""
+    special, going_on = request.add_special_tokens, request.continue_final_message
+    messages = None if request.messages is None else [_turn(one) for one in request.messages]
+    return TokenizeRequest(
+        model=request.model,
+        prompt=request.prompt,
+        messages=messages,
+        add_special_tokens=special if messages is None else special or None,
+        add_generation_prompt=request.add_generation_prompt and not going_on,
+        continue_final_message=going_on,
+        chat_template_kwargs=request.chat_template_kwargs,
+        tools=request.tools,
+        entries=request.return_token_strs,
     )
 
 

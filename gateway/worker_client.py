@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Final, Protocol, Self, TypeVar
+from typing import Final, Protocol, Self, TypeAlias, TypeVar
 
 import aiohttp
 from pydantic import BaseModel
@@ -21,12 +21,14 @@ from protocol.errors import TriremeError
 from protocol.fleet import WorkerRecord
 from protocol.framing import NEWLINE, FrameSplitter
 from protocol.generation import (
+    DetokenizeRequest,
     Done,
     EmbedRequest,
     EmbedResponse,
     Event,
     Failed,
     GenerateRequest,
+    ScoreRequest,
     Started,
     TokenizeRequest,
     TokenizeResponse,
@@ -36,6 +38,13 @@ from protocol.generation import (
 log = logging.getLogger(__name__)
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+Question: TypeAlias = TokenizeRequest | DetokenizeRequest | ScoreRequest
+_ROUTES: Final[dict[type[BaseModel], str]] = {
+    TokenizeRequest: "/native/tokenize",
+    DetokenizeRequest: "/native/detokenize",
+    ScoreRequest: "/native/score",
+}
 
 _OURS_NOT_THE_CLIENTS: Final = frozenset(
     "missing_api_key invalid_api_key unknown_url method_not_supported "
@@ -74,6 +83,12 @@ class WorkerClient(Protocol):
         self, worker: WorkerRecord, request: TokenizeRequest, timeout_s: float
     ) -> tuple[int, int]:
         """(tokens of the prompt, the model's context length)."""
+        ...
+
+    async def call(
+        self, worker: WorkerRecord, request: Question, answer: type[_Model], timeout_s: float
+    ) -> _Model:
+        """A worker's `answer` to a question that only the native wire carries."""
         ...
 
 
@@ -229,9 +244,14 @@ class NativeClient:
     async def count(
         self, worker: WorkerRecord, request: TokenizeRequest, timeout_s: float
     ) -> tuple[int, int]:
-        body = await self._http.call(worker, "/native/tokenize", _json(request), timeout_s)
-        answer = _answer(TokenizeResponse, body)
+        answer = await self.call(worker, request, TokenizeResponse, timeout_s)
         return len(answer.ids), answer.context_length
+
+    async def call(
+        self, worker: WorkerRecord, request: Question, answer: type[_Model], timeout_s: float
+    ) -> _Model:
+        path = _ROUTES[type(request)]
+        return _answer(answer, await self._http.call(worker, path, _json(request), timeout_s))
 
 
 def _json(message: BaseModel) -> bytes:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 WorkerState: TypeAlias = Literal["starting", "ready", "draining", "failed"]
 Wire: TypeAlias = Literal["native", "fastchat"]
-Capability: TypeAlias = Literal["chat", "completions", "embeddings"]
+Capability: TypeAlias = Literal["chat", "completions", "embeddings", "score"]
 Feature: TypeAlias = Literal[
     "structured_outputs", "prompt_logprobs", "template_variables", "reasoning_effort"
 ]
@@ -36,7 +36,7 @@ class ModelRecord(_Record):
             answers. Empty for a FastChat worker.
         context_length: tokens; 0 when unknown (a FastChat worker, until it is asked).
         capabilities: what it can be asked for.
-        engine: which engine runs it, such as `paged`, `generate`, `sim`.
+        engine: which engine runs it, such as `paged`, `generate`, `encoder`, `sim`.
         features: what it has of `Feature`, perhaps more; None when that is not known.
     """
 

@@ -206,20 +206,71 @@ class EmbedResponse(_Wire):
     prompt_tokens: int
 
 
+class ScoreRequest(_Wire):
+    """Pairs of texts to score: one query for all documents, or one for each."""
+
+    request_id: Annotated[str, Field(min_length=1, max_length=256)]
+    model: str
+    queries: list[str] = Field(min_length=1, max_length=2048)
+    documents: list[str] = Field(min_length=1, max_length=2048)
+    instance_id: str | None = None
+    digest: str | None = None
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if len(self.queries) not in (1, len(self.documents)):
+            raise ValueError("give one query, or as many as documents")
+        return self
+
+
+class ScoreResponse(_Wire):
+    """One score a document; higher is nearer. `prompt_tokens` counts what was computed."""
+
+    scores: list[float]
+    prompt_tokens: int
+
+
 class TokenizeRequest(_Wire):
-    """A rendered prompt (or messages) to count; `model` names which of the worker's models."""
+    """A rendered prompt (or messages) to count; `model` names which of the worker's models.
+
+    Attributes:
+        add_special_tokens: None is what a generation does: a prompt gets them, messages get what
+            the template does not write. True adds them in any case.
+        entries: whether the tokens are spelled, too.
+    """
 
     model: str
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    tools: list[dict[str, Any]] | None = None
+    entries: bool = False
 
 
 class TokenizeResponse(_Wire):
-    """Token ids of the prompt as the engine would see it, and the model's context length."""
+    """Token ids of the prompt as the engine would see it, and the model's context length.
+
+    Attributes:
+        entries: how the vocabulary spells them, when that was asked for.
+    """
 
     ids: TokenIds
     context_length: int
+    entries: list[str] | None = None
+
+
+class DetokenizeRequest(_Wire):
+    """Token ids to decode; special tokens show."""
+
+    model: str
+    ids: TokenIds
+
+
+class DetokenizeResponse(_Wire):
+    text: str
 
 
 @dataclass(frozen=True, slots=True)

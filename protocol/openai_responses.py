@@ -366,6 +366,71 @@ class TokenCheckResponse(_Answer):
     """one for each prompt, in order"""
 
 
+class TokenizationResponse(_Answer):
+    count: int
+    """how many tokens"""
+    max_model_len: int
+    """the model's context, in tokens"""
+    tokens: list[int]
+    """their ids"""
+    token_strs: list[str] | None
+    """as the vocabulary spells them, where that was asked for"""
+
+
+class DetokenizationResponse(_Answer):
+    prompt: str
+    """the tokens' text, special tokens included"""
+
+
+class ScoreObject(_Answer):
+    index: int
+    """which pair"""
+    object: Literal["score"]
+    """always `score`"""
+    score: float
+    """how much the two texts have to do with each other"""
+
+
+class ScoringResponse(_Answer):
+    id: str
+    """of this answer"""
+    object: Literal["list"]
+    """always `list`"""
+    created: int
+    """unix seconds"""
+    model: str
+    """the model that was asked"""
+    data: list[ScoreObject]
+    """a score for each pair, in order"""
+    usage: UsageInfo
+    """tokens that were read"""
+
+
+class RankedText(_Answer):
+    text: str
+    """the document's text"""
+
+
+class RankedDocument(_Answer):
+    index: int
+    """which of the request's documents"""
+    relevance_score: float
+    """what it has to do with the query"""
+    document: RankedText | None = None
+    """the document, unless the request wants none"""
+
+
+class RerankResponse(_Answer):
+    id: str
+    """of this answer"""
+    model: str
+    """the model that was asked"""
+    usage: UsageInfo
+    """tokens that were read"""
+    results: list[RankedDocument]
+    """the documents, the highest score first"""
+
+
 class ErrorBody(_Answer):
     message: str
     """one sentence: what is wrong, and the limit"""

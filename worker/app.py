@@ -22,6 +22,7 @@ from trireme.service.server import ExitRequest
 from trireme.service.shortcut import Shortcut, routes_of
 from worker import fastchat, native
 from worker.config import Settings
+from worker.embed_service import EmbedService
 from worker.metrics import Metrics
 from worker.registration import Registrar, Reporter
 from worker.runtime import Runtime
@@ -47,7 +48,7 @@ def create_app(settings: Settings, *, address: str, exit_request: ExitRequest) -
     """
     runtime = Runtime(settings, exit_request)
     metrics = Metrics(settings.served_names[0], runtime)
-    service = Service(runtime, metrics)
+    service, embeds = Service(runtime, metrics), EmbedService(runtime, metrics)
     reporter = Reporter(runtime, address)
     registrar = Registrar(
         () if settings.no_register else settings.controller_address,
@@ -68,13 +69,13 @@ def create_app(settings: Settings, *, address: str, exit_request: ExitRequest) -
             await runtime.close()
 
     app = FastAPI(title="Trireme worker", version=__version__, lifespan=lifespan)
-    made = native.native_router(service, reporter.record)
+    made = native.native_router(service, embeds, reporter.record)
     busy = routes_of(made, "/native/generate", "/native/embed", "/native/tokenize")
     app.add_middleware(Shortcut, routes=busy, render=error_response)
     app.add_middleware(TokenGuard, tokens=TokenSet([settings.cluster_token]))
     install_error_handlers(app, "worker")
     app.include_router(health_router("worker", runtime.not_ready, metrics.registry))
     app.include_router(made)
-    app.include_router(fastchat.fastchat_router(service, runtime))
+    app.include_router(fastchat.fastchat_router(service, embeds, runtime))
     describe(app, described(ABOUT, (*native.BODIES, *fastchat.BODIES)))
     return WorkerApp(app, runtime.drain, runtime)

@@ -154,11 +154,21 @@ class Settings(TierSettings):
     ] = Field(None, description="requests that run at once; auto is what the engine can run")
     max_queue_requests: int = Field(1024, ge=0, description="requests that may wait, at most")
     max_queue_tokens: int | None = Field(
-        None, ge=1, description="prompt tokens that may wait (16 times the context length)"
+        None,
+        ge=1,
+        description="prompt tokens that may wait (16 times the context length; of an encoder at "
+        "least 262144)",
     )
     stream_interval: int = Field(1, ge=1, description="tokens between two events of a stream")
+    pooling: Literal["auto", "mean", "cls", "last", "max"] = Field(
+        "auto",
+        description="how an embedding is made of the tokens' states; auto is what the model's "
+        "sentence-transformers files say, else mean",
+    )
     embed_in_truncate: bool = Field(
-        False, description="truncate long embedding inputs instead of averaging their chunks"
+        False,
+        description="truncate long embedding inputs instead of averaging their chunks, and long "
+        "pairs to score instead of refusing them",
     )
     drain_timeout: float = Field(
         60.0, ge=0, description="seconds that running requests get after SIGTERM"

@@ -45,6 +45,7 @@ from trireme.service.control import invalid, parse_body
 from trireme.service.openapi import body_of, bytes_of
 from worker.checks import Manner
 from worker.edge import MAX_BODY_BYTES, streamed, while_connected
+from worker.embed_service import EmbedService
 from worker.runtime import Ready, Runtime
 from worker.service import Service
 
@@ -58,7 +59,7 @@ _MAX_LOGPROBS: Final = 20
 Frame = dict[str, Any]
 
 
-def fastchat_router(service: Service, runtime: Runtime) -> APIRouter:
+def fastchat_router(service: Service, embeds: EmbedService, runtime: Runtime) -> APIRouter:
     """The routes."""
     router = APIRouter(tags=["fastchat"])
     served = runtime.settings.served_names[0]
@@ -105,7 +106,7 @@ def fastchat_router(service: Service, runtime: Runtime) -> APIRouter:
     async def get_embeddings(request: Request) -> Response:
         params = await parse_body(request, GetEmbeddings, MAX_BODY_BYTES)
         try:
-            answer = await while_connected(request, _embeddings(params, served, service))
+            answer = await while_connected(request, _embeddings(params, served, embeds))
         except TriremeError as error:
             return JSONResponse(error_frame(error))
         return JSONResponse(answer)
@@ -289,11 +290,11 @@ def _or(value: Any, default: Any) -> Any:
 # ---- embeddings ---------------------------------------------------------------------------------
 
 
-async def _embeddings(params: GetEmbeddings, served: str, service: Service) -> dict[str, Any]:
+async def _embeddings(params: GetEmbeddings, served: str, embeds: EmbedService) -> dict[str, Any]:
     request = EmbedRequest(
         request_id=f"fastchat-{shortuuid.uuid()}", model=served, inputs=[*params.input]
     )
-    answer = await service.embed(request)
+    answer = await embeds.embed(request)
     wanted: list[Any] = [*answer.embeddings_b64]
     if params.encoding_format != "base64":
         wanted = [array("f", base64.b64decode(text)).tolist() for text in wanted]

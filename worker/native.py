@@ -1,8 +1,10 @@
-"""Native routes: generation as a stream of events, embeddings, token ids, the worker's own record.
+"""Native routes: generation as a stream of events, embeddings, scores, token ids, the own record.
 
 POST /native/generate   `GenerateRequest` → one event a line (`protocol/generation.py`)
 POST /native/embed      `EmbedRequest` → `EmbedResponse`
+POST /native/score      `ScoreRequest` → `ScoreResponse`
 POST /native/tokenize   `TokenizeRequest` → `TokenizeResponse`
+POST /native/detokenize `DetokenizeRequest` → `DetokenizeResponse`
 GET  /native/describe   `WorkerRecord`
 
 A request that is refused before it starts is answered by the error's HTTP status, not by a stream.
@@ -17,11 +19,15 @@ from fastapi import APIRouter, Request, Response
 
 from protocol.fleet import WorkerRecord
 from protocol.generation import (
+    DetokenizeRequest,
+    DetokenizeResponse,
     EmbedRequest,
     EmbedResponse,
     Event,
     Failed,
     GenerateRequest,
+    ScoreRequest,
+    ScoreResponse,
     TokenizeRequest,
     TokenizeResponse,
     encode_event,
@@ -30,14 +36,17 @@ from trireme.service.control import parse_body
 from trireme.service.logs import request_id
 from trireme.service.openapi import body_of, bytes_of
 from worker.edge import MAX_BODY_BYTES, streamed, while_connected
+from worker.embed_service import EmbedService
 from worker.service import Service
 
 NDJSON = "application/x-ndjson"
-BODIES = (GenerateRequest, EmbedRequest, TokenizeRequest)
+BODIES = (GenerateRequest, EmbedRequest, ScoreRequest, TokenizeRequest, DetokenizeRequest)
 """Schemas of the routes' bodies, for the OpenAPI document."""
 
 
-def native_router(service: Service, record: Callable[[], WorkerRecord]) -> APIRouter:
+def native_router(
+    service: Service, embeds: EmbedService, record: Callable[[], WorkerRecord]
+) -> APIRouter:
     """The routes.
 
     Args:
@@ -65,7 +74,14 @@ def native_router(service: Service, record: Callable[[], WorkerRecord]) -> APIRo
     async def embed(request: Request) -> Response:
         body = await parse_body(request, EmbedRequest, MAX_BODY_BYTES)
         request_id.set(body.request_id)
-        answer = await while_connected(request, service.embed(body))
+        answer = await while_connected(request, embeds.embed(body))
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+    @router.post("/native/score", openapi_extra=body_of(ScoreRequest), response_model=ScoreResponse)
+    async def score(request: Request) -> Response:
+        body = await parse_body(request, ScoreRequest, MAX_BODY_BYTES)
+        request_id.set(body.request_id)
+        answer = await while_connected(request, embeds.score(body))
         return Response(answer.model_dump_json(), media_type="application/json")
 
     @router.post(
@@ -75,6 +91,16 @@ def native_router(service: Service, record: Callable[[], WorkerRecord]) -> APIRo
     )
     async def tokenize(request: Request) -> Response:
         answer = await service.tokenize(await parse_body(request, TokenizeRequest, MAX_BODY_BYTES))
+        return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+
+    @router.post(
+        "/native/detokenize",
+        openapi_extra=body_of(DetokenizeRequest),
+        response_model=DetokenizeResponse,
+    )
+    async def detokenize(request: Request) -> Response:
+        body = await parse_body(request, DetokenizeRequest, MAX_BODY_BYTES)
+        answer = await service.detokenize(body)
         return Response(answer.model_dump_json(), media_type="application/json")
 
     @router.get("/native/describe")

@@ -31,6 +31,7 @@ _HEALTHY_S = 600.0
 _STALL_S = 10.0
 _RESTART_PAUSE_S = 1.0
 _QUEUE_CONTEXTS = 16
+_ENCODER_QUEUE_TOKENS = 262_144
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +170,8 @@ class Runtime:
             capabilities += ("chat", "completions")
         if ready.info.embeds:
             capabilities += ("embeddings",)
+        if ready.info.embeds or ready.info.scores:
+            capabilities += ("score",)
         has: dict[Feature, object] = {
             "structured_outputs": ready.info.grammars,
             "prompt_logprobs": ready.info.scores_prompts,
@@ -260,7 +263,8 @@ class Runtime:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
         serving_since = self._serve(self._engine, text)
-        if isinstance(text.template, NamedTemplate) and not self.settings.conv_template:
+        plain = isinstance(text.template, NamedTemplate) and not self.settings.conv_template
+        if plain and self._engine.info.generates:
             log.info("the model has no chat template: using plain User:/Assistant: lines")
         while True:
             reason = await self._engine.wait_dead()
@@ -291,7 +295,7 @@ class Runtime:
             limit=settings.limit_worker_concurrency,
             capacity=info.capacity,
             max_queue_requests=settings.max_queue_requests,
-            max_queue_tokens=settings.max_queue_tokens or _QUEUE_CONTEXTS * info.context_length,
+            max_queue_tokens=settings.max_queue_tokens or _queue_tokens(info),
             clock=self._clock,
         )
         self._watch = StallWatch()
@@ -308,3 +312,9 @@ class Runtime:
             info.dtype,
         )
         return self._clock()
+
+
+def _queue_tokens(info: EngineInfo) -> int:
+    """Prompt tokens that may wait: an encoder's context is short, and its tokens are cheap."""
+    contexts = _QUEUE_CONTEXTS * info.context_length
+    return contexts if info.generates else max(contexts, _ENCODER_QUEUE_TOKENS)

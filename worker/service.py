@@ -12,14 +12,15 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from protocol.errors import TriremeError
 from protocol.generation import (
     Begun,
+    DetokenizeRequest,
+    DetokenizeResponse,
     Done,
-    EmbedRequest,
-    EmbedResponse,
     Event,
     Failed,
     FinishReason,
@@ -30,7 +31,6 @@ from protocol.generation import (
     TokenizeResponse,
 )
 from worker.checks import NATIVE, Manner, Plan, plan
-from worker.embedding import chunked, finished, to_base64
 from worker.engine.outputs import Output
 from worker.engine.protocol import Job, PromptOutput, StepOutput
 from worker.metrics import Metrics
@@ -42,7 +42,10 @@ from worker.text.templates import RenderOptions
 
 log = logging.getLogger(__name__)
 
-_THREAD_ABOVE_CHARS = 8192
+_Item = TypeVar("_Item")
+
+_THREAD_ABOVE = 8192
+"""Characters or tokens."""
 _PROMPT_PIECE = 256
 _WHOLE_HOLD_S, _WHOLE_INTERVAL = 1.0, 64
 """Seconds and tokens between two deltas that nobody reads before the answer's end: short against
@@ -191,84 +194,79 @@ class Service:
     async def _encode_text(
         self, ready: Ready, text: str, *, add_special_tokens: bool
     ) -> EncodedPrompt:
-        encode = ready.text.encode_prompt
-        if len(text) > _THREAD_ABOVE_CHARS:
-            return await asyncio.to_thread(encode, text, add_special_tokens=add_special_tokens)
-        return encode(text, add_special_tokens=add_special_tokens)
+        encode = partial(ready.text.encode_prompt, text, add_special_tokens=add_special_tokens)
+        return await _fitting(len(text), encode)
 
     async def _encode_messages(
-        self, ready: Ready, messages: list[dict[str, Any]], options: RenderOptions
+        self,
+        ready: Ready,
+        messages: list[dict[str, Any]],
+        options: RenderOptions,
+        *,
+        add_special_tokens: bool = False,
     ) -> EncodedPrompt:
-        if sum(_length(message) for message in messages) > _THREAD_ABOVE_CHARS:
-            return await asyncio.to_thread(ready.text.encode_messages, messages, options)
-        return ready.text.encode_messages(messages, options)
+        encode = partial(
+            ready.text.encode_messages, messages, options, add_special_tokens=add_special_tokens
+        )
+        return await _fitting(sum(map(_length, messages)), encode)
 
-    # ---- counting -------------------------------------------------------------------------------
+    # ---- tokens ---------------------------------------------------------------------------------
 
     async def tokenize(self, request: TokenizeRequest) -> TokenizeResponse:
-        """Ids of a rendered prompt or of messages; an empty prompt has none.
+        """Ids of a rendered prompt or of messages; an empty prompt may have none.
 
         Raises:
             TriremeError: as in `generate`; `missing_required_parameter` when both are missing.
         """
         ready = self._runtime.require(request.model)
+        tokenizer = ready.text.tokenizer
+        special = request.add_special_tokens
         if request.messages is not None:
-            encoded = await self._encode_messages(ready, request.messages, RenderOptions())
+            options = RenderOptions(
+                request.add_generation_prompt,
+                request.continue_final_message,
+                request.chat_template_kwargs,
+                request.tools,
+            )
+            encoded = await self._encode_messages(
+                ready, request.messages, options, add_special_tokens=bool(special)
+            )
             ids = encoded.ids
         elif request.prompt:
             encoded = await self._encode_text(
-                ready, request.prompt, add_special_tokens=request.add_special_tokens
+                ready, request.prompt, add_special_tokens=special is not False
             )
             ids = encoded.ids
         elif request.prompt == "":
-            ids = ready.text.tokenizer.encode("", add_special_tokens=request.add_special_tokens)
+            ids = tokenizer.encode("", add_special_tokens=special is not False)
         else:
             raise TriremeError(
                 "missing_required_parameter", "Give prompt or messages.", param="prompt"
             )
-        return TokenizeResponse(ids=ids, context_length=ready.info.context_length)
-
-    # ---- embeddings -----------------------------------------------------------------------------
-
-    async def embed(self, request: EmbedRequest) -> EmbedResponse:
-        """L2-normalised vectors; a long input is the mean of its chunks, weighted by tokens.
-
-        Raises:
-            TriremeError: as in `generate`; `invalid_value` for an empty input or for more
-                dimensions than the model has.
-        """
-        ready = self._runtime.require(request.model, request.instance_id, request.digest)
-        if not ready.info.embeds:
-            message = f"The model `{request.model}` gives no embeddings."
-            raise TriremeError("unsupported_by_model", message, param="model")
-        with self._runtime.request():
-            inputs = await asyncio.to_thread(self._embedding_ids, ready, request.inputs)
-            if self._runtime.settings.embed_in_truncate:
-                inputs = [ids[: ready.info.context_length] for ids in inputs]
-            num_tokens = sum(map(len, inputs))
-            with ready.admission.enter(num_tokens) as ticket:
-                await ticket.wait_turn()
-                chunks = chunked(inputs, ready.info.context_length)
-                vectors = await ready.engine.embed([one for many in chunks for one in many])
-                pooled = await asyncio.to_thread(finished, chunks, vectors, request.dimensions)
-        self._metrics.prompt_tokens.inc(num_tokens)
-        return EmbedResponse(
-            embeddings_b64=[to_base64(vector) for vector in pooled],
-            dimensions=len(pooled[0]),
-            prompt_tokens=num_tokens,
+        spelled = ids if request.entries else []
+        entries = await _fitting(len(spelled), lambda: list(map(tokenizer.entry, spelled)))
+        return TokenizeResponse(
+            ids=ids,
+            context_length=ready.info.context_length,
+            entries=entries if request.entries else None,
         )
 
-    def _embedding_ids(self, ready: Ready, inputs: list[str | list[int]]) -> list[list[int]]:
-        encoded = []
-        for i, given in enumerate(inputs):
-            try:
-                if isinstance(given, str):
-                    encoded.append(ready.text.encode_prompt(given).ids)
-                else:
-                    encoded.append(ready.text.encode_ids(given, ready.info.vocab_size).ids)
-            except TriremeError as error:
-                raise TriremeError(error.code, error.message, param=f"input[{i}]") from error
-        return encoded
+    async def detokenize(self, request: DetokenizeRequest) -> DetokenizeResponse:
+        """The text of ids, special tokens included.
+
+        Raises:
+            TriremeError: `invalid_value` for an id that is not in the vocabulary.
+        """
+        ready, ids = self._runtime.require(request.model), request.ids
+        size = ready.info.vocab_size
+        if ids and max(ids) >= size:
+            message = f"Token id {max(ids)} is not below the vocabulary size {size}."
+            raise TriremeError("invalid_value", message, param="tokens")
+
+        def text() -> str:
+            return ready.text.tokenizer.decode(ids, skip_special_tokens=False)
+
+        return DetokenizeResponse(text=await _fitting(len(ids), text))
 
 
 class _Run:
@@ -430,6 +428,11 @@ def _hold_s(request: GenerateRequest, made: Plan) -> float:
 
 def _loop_time(deadline_s: float | None) -> float | None:
     return None if deadline_s is None else asyncio.get_running_loop().time() + deadline_s
+
+
+async def _fitting(size: int, work: Callable[[], _Item]) -> _Item:
+    """The result of `work`, done beside the event loop where its input is large."""
+    return await asyncio.to_thread(work) if size > _THREAD_ABOVE else work()
 
 
 def _length(value: Any) -> int:

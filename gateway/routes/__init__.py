@@ -5,7 +5,16 @@ from __future__ import annotations
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
-from gateway.routes import capabilities, chat, completions, embeddings, models, token_check
+from gateway.routes import (
+    capabilities,
+    chat,
+    completions,
+    embeddings,
+    models,
+    scores,
+    token_check,
+    tokens,
+)
 from trireme.service.shortcut import routes_of
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -14,7 +23,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     chat.router,
     completions.router,
     embeddings.router,
+    scores.router,
     token_check.router,
+    tokens.router,
 )
 
 BUSY_ROUTES: tuple[APIRoute, ...] = (

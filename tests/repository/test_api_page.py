@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.capabilities import OPERATIONS
-from protocol import fastchat, openai
+from protocol import fastchat, openai, texts
 from protocol.errors import TAXONOMY
 from trireme.service.health import HEALTH_PATHS
 
@@ -30,6 +30,10 @@ WORDS |= {word for words in WORDS for word in re.split(r"[\s.]+", words)}
         openai.StreamOptions,
         openai.TokenCheckRequest,
         openai.ModelCard,
+        texts.TokenizationRequest,
+        texts.DetokenizationRequest,
+        texts.ScoringRequest,
+        texts.RerankRequest,
         fastchat.RegisterWorker,
         fastchat.WorkerStatus,
     ],
@@ -41,7 +45,14 @@ def test_every_field_is_described(model: Any) -> None:
 
 @pytest.mark.parametrize(
     "model",
-    ["ChatMessage", "GenerationFields", *(model.__name__ for _, model in OPERATIONS.values())],
+    [
+        "ChatMessage",
+        "GenerationFields",
+        "ScoringRequest",
+        "RerankRequest",
+        "TokenizationRequest",
+        *(model.__name__ for _, model in OPERATIONS.values()),
+    ],
 )
 def test_every_request_has_its_table_of_fields(model: str) -> None:
     assert f"<!-- fields: {model} -->" in TEXT, "docs/make_tables.py fills it"

@@ -6,11 +6,26 @@ import struct
 import pytest
 
 from protocol.errors import TriremeError
-from worker.embedding import chunked, finished, to_base64
+from worker.embedding import cosine, finished, to_base64, windows
 
 
 def test_long_inputs_are_cut_at_the_context() -> None:
-    assert chunked([[1, 2, 3], [4]], 2) == [[[1, 2], [3]], [[4]]]
+    assert windows([1, 2, 3], [1, 2, 3], 2) == [[1, 2], [3]]
+    assert windows([4], [4], 2) == [[4]]
+
+
+def test_each_piece_has_the_special_tokens() -> None:
+    whole, inner = [101, 1, 2, 3, 4, 5, 102], [1, 2, 3, 4, 5]
+    assert windows(whole, inner, 7) == [whole]
+    assert windows(whole, inner, 4) == [[101, 1, 2, 102], [101, 3, 4, 102], [101, 5, 102]]
+
+
+def test_a_context_too_small_for_special_tokens_is_filled_all_the_same() -> None:
+    assert windows([101, 1, 102], [1], 2) == [[101, 1], [102]]
+
+
+def test_a_cosine_of_unit_vectors() -> None:
+    assert cosine([0.6, 0.8], [1.0, 0.0]) == pytest.approx(0.6)
 
 
 def test_chunks_are_averaged_by_their_tokens() -> None:

@@ -343,3 +343,47 @@ async def test_a_client_that_stops_reading_is_cut_off(
     await worker.until_idle(10.0)
     assert not reader.at_eof()
     writer.close()
+
+
+async def test_tokens_are_spelled_and_decoded(worker: Any) -> None:
+    asked = {"model": "sim", "prompt": "a<|end|>", "entries": True}
+    _, found = await worker.post("/native/tokenize", asked)
+    assert found == {"ids": [97, 256], "context_length": 32768, "entries": ["a", "<|end|>"]}
+    _, text = await worker.post("/native/detokenize", {"model": "sim", "ids": found["ids"]})
+    assert text == {"text": "a<|end|>"}
+    status, refused = await worker.post("/native/detokenize", {"model": "sim", "ids": [10**6]})
+    assert (status, refused["error"]["param"]) == (400, "tokens")
+
+
+async def test_messages_are_tokenized_as_the_template_is_told(worker: Any) -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "so"}]
+
+    async def tokens(**fields: Any) -> tuple[int, Any]:
+        status, answer = await worker.post("/native/tokenize", {"model": "sim", **fields})
+        return status, answer
+
+    _, closed = await tokens(messages=turns, add_generation_prompt=False)
+    _, opened = await tokens(messages=turns)
+    assert opened["ids"][: len(closed["ids"])] == closed["ids"]
+    assert len(opened["ids"]) > len(closed["ids"])
+    _, going_on = await tokens(
+        messages=turns, add_generation_prompt=False, continue_final_message=True
+    )
+    assert bytes(going_on["ids"]).endswith(b"so")
+    status, refused = await tokens(messages=turns, chat_template_kwargs={"unused": 1})
+    assert (status, refused["error"]["code"]) == (400, "unknown_parameter")
+
+
+async def test_scores_are_the_cosines_of_the_embeddings(worker: Any) -> None:
+    texts = ["a lease", "a lease", "something else"]
+    embedded = {"request_id": "e", "model": "sim", "inputs": texts}
+    _, answer = await worker.post("/native/embed", embedded)
+    first, *others = map(unit, answer["embeddings_b64"])
+    asked = {"request_id": "s", "model": "sim", "queries": texts[:1], "documents": texts[1:]}
+    _, found = await worker.post("/native/score", asked)
+    expected = [sum(a * b for a, b in zip(first, one, strict=True)) for one in others]
+    assert found["scores"] == pytest.approx(expected, abs=1e-5)
+    assert found["scores"][0] == pytest.approx(1.0, abs=1e-5)
+    assert found["prompt_tokens"] == sum(map(len, texts))
+    status, refused = await worker.post("/native/score", {**asked, "queries": texts})
+    assert (status, refused["error"]["code"]) == (400, "invalid_body")

@@ -74,17 +74,23 @@ def _build(
 
 def _serve(built: Any, channel: socket.socket, inbox: queue.SimpleQueue[Any]) -> None:
     """The step loop: take what came in, step, send what came out; wait when there is no work."""
-    core, embeds = built.core, EmbedQueue(built.embed)
+    core, embeds = built.core, EmbedQueue(built.embed, built.embed_tokens)
 
     def load() -> EngineLoad:
         own: EngineLoad = core.load()
-        return replace(own, step=own.step + embeds.batches, busy=own.busy or bool(embeds))
+        return replace(
+            own,
+            waiting=own.waiting + len(embeds),
+            waiting_tokens=own.waiting_tokens + embeds.tokens,
+            step=own.step + embeds.batches,
+            busy=own.busy or bool(embeds),
+        )
 
     while True:
         while not (core.has_work or embeds) or not inbox.empty():
             if _handle(core, embeds, inbox.get()):
                 channel.sendall(pipe.encode(pipe.Step(load())))
-        if embeds and (ended := embeds.step()) is not None:
+        for ended in embeds.step() if embeds else ():
             for answer in _embedded(*ended):
                 channel.sendall(pipe.encode(answer))
         outputs = core.step() if core.has_work else []
@@ -112,6 +118,8 @@ def _handle(core: Any, embeds: EmbedQueue, message: Any) -> bool:
             core.use_tokenizer(message.described)
         case pipe.Embed():
             embeds.add(message.call_id, message.inputs)
+        case pipe.Score():
+            embeds.add(message.call_id, message.pairs)
         case pipe.Abort():
             core.abort(message.job_id, message.index)
             return True

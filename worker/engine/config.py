@@ -17,6 +17,7 @@ class EngineConfig:
         tensor_parallel_size: processes that each hold a part of every layer.
         max_gpu_memory: a device's share for weights, such as `13GiB`.
         load_8bit: int8 weights. cpu_offloading: layers that do not fit stay in main memory.
+        pooling: auto, mean, cls, last, max: how embeddings are made of the tokens' states.
         max_model_len: tokens; at most the model's own context length.
         max_batch_tokens: tokens computed in a step.
         kv_cache_gb: size of the KV pool in GiB.
@@ -40,6 +41,7 @@ class EngineConfig:
     load_8bit: bool = False
     cpu_offloading: bool = False
     trust_remote_code: bool = False
+    pooling: str = "auto"
     max_model_len: int | None = None
     max_batch_tokens: int | None = None
     kv_cache_gb: float | None = None

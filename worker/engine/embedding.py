@@ -1,64 +1,112 @@
-"""Embedding calls in the engine process: cut into batches, so that generation goes on between."""
+"""Embedding calls in the engine process: inputs of all that wait, in batches of like lengths.
+
+Between two batches generation goes on.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Final, TypeAlias
-
-BATCH_TOKENS: Final = 2048
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 Vectors: TypeAlias = list[list[float]]
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class _Call:
+    """A call under way: a vector for each input, empty while it is not computed."""
+
     call_id: int
-    inputs: list[list[int]]
-    vectors: Vectors = field(default_factory=list)
+    vectors: Vectors
+    left: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    tokens: Sized
+    call: _Call
+    at: int
 
 
 class EmbedQueue:
-    """Embedding calls under way, first come, first served.
+    """Embedding calls under way.
+
+    A batch is padded to its longest input, so it holds inputs of like lengths, from all calls. It
+    is made around one input of each call in turn, so that a small call does not wait for a large
+    one.
 
     Args:
         embed: computes one batch of inputs.
+        batch_tokens: most tokens of a batch, padding included; a single input may have more.
     """
 
-    def __init__(self, embed: Callable[[list[list[int]]], Vectors]) -> None:
+    def __init__(self, embed: Callable[[list[Any]], Vectors], batch_tokens: int) -> None:
         self._embed = embed
+        self._batch_tokens = batch_tokens
         self._calls: deque[_Call] = deque()
+        self._waiting: list[_Input] = []  # the longest first
         self.batches = 0
 
-    def __bool__(self) -> bool:
-        return bool(self._calls)
+    def __len__(self) -> int:
+        return len(self._calls)
 
-    def add(self, call_id: int, inputs: list[list[int]]) -> None:
-        """Queue a call."""
-        self._calls.append(_Call(call_id, inputs))
+    @property
+    def tokens(self) -> int:
+        """Of all inputs that are still to be computed."""
+        return sum(len(one.tokens) for one in self._waiting)
+
+    def add(self, call_id: int, inputs: Sequence[Sized]) -> None:
+        """Queue a call of at least one input."""
+        call = _Call(call_id, [[] for _ in inputs], len(inputs))
+        self._calls.append(call)
+        self._waiting += [_Input(tokens, call, at) for at, tokens in enumerate(inputs)]
+        self._waiting.sort(key=lambda one: -len(one.tokens))
 
     def abort(self, call_id: int) -> None:
         """Forget a call; an unknown one is no error."""
         self._calls = deque(call for call in self._calls if call.call_id != call_id)
+        self._waiting = [one for one in self._waiting if one.call.call_id != call_id]
 
-    def step(self) -> tuple[int, Vectors | Exception] | None:
-        """Compute the next batch; gives (call, vectors or what went wrong) once a call ends."""
-        call = self._calls[0]
-        first = len(call.vectors)
-        last, tokens = first, 0
-        while last < len(call.inputs) and (
-            last == first or tokens + len(call.inputs[last]) <= BATCH_TOKENS
-        ):
-            tokens += len(call.inputs[last])
-            last += 1
+    def step(self) -> list[tuple[int, Vectors | Exception]]:
+        """Compute the next batch; gives (call, vectors or what went wrong) of calls that end."""
+        turn, batch = self._calls[0], self._next_batch()
         self.batches += 1
+        ended: list[tuple[int, Vectors | Exception]] = []
+        for call, error in self._compute(batch):
+            self.abort(call.call_id)
+            ended.append((call.call_id, error))
+        for call in dict.fromkeys(one.call for one in batch):
+            if not call.left:
+                self._calls.remove(call)
+                ended.append((call.call_id, call.vectors))
+        if self._calls and self._calls[0] is turn:
+            self._calls.rotate(-1)
+        return ended
+
+    def _next_batch(self) -> list[_Input]:
+        """The longest input of the first call, what follows it in length, and while there is room
+        what is longer."""
+        waiting, budget = self._waiting, self._batch_tokens
+        start = next(i for i, one in enumerate(waiting) if one.call is self._calls[0])
+        end = min(len(waiting), start + max(1, budget // max(1, len(waiting[start].tokens))))
+        while start and (end - start + 1) * len(waiting[start - 1].tokens) <= budget:
+            start -= 1
+        batch = waiting[start:end]
+        del waiting[start:end]
+        return batch
+
+    def _compute(self, batch: list[_Input]) -> list[tuple[_Call, Exception]]:
+        """Fill in the batch's vectors; the calls that failed, as one must not fail others."""
         try:
-            call.vectors += self._embed(call.inputs[first:last])
+            vectors = self._embed([one.tokens for one in batch])
         except Exception as error:
-            self._calls.popleft()
-            return call.call_id, error
-        if last < len(call.inputs):
-            return None
-        self._calls.popleft()
-        return call.call_id, call.vectors
+            calls = dict.fromkeys(one.call for one in batch)
+            if len(calls) == 1:
+                return [(call, error) for call in calls]
+            alone = [[one for one in batch if one.call is call] for call in calls]
+            return [failed for part in alone for failed in self._compute(part)]
+        for one, vector in zip(batch, vectors, strict=True):
+            one.call.vectors[one.at] = vector
+            one.call.left -= 1
+        return []

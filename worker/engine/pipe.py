@@ -14,7 +14,14 @@ from pydantic import Field, TypeAdapter
 from pydantic_core import to_json
 
 from worker.engine.engine import JobFailed
-from worker.engine.protocol import EngineInfo, EngineLoad, Job, PromptOutput, StepOutput
+from worker.engine.protocol import (
+    EngineInfo,
+    EngineLoad,
+    Job,
+    Pair,
+    PromptOutput,
+    StepOutput,
+)
 
 PIECE_NUMBERS: Final = 16_384
 """Numbers in one message; 16,384 are read in a few milliseconds."""
@@ -44,6 +51,15 @@ class Embed:
     call_id: int
     inputs: list[list[int]]
     kind: Literal["embed"] = "embed"
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Answered as `Embed` is, with vectors of one number."""
+
+    call_id: int
+    pairs: list[Pair]
+    kind: Literal["score"] = "score"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +100,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The answer to `Embed`: vectors, in one or more messages, or an error text."""
+    """The answer to `Embed` or `Score`: vectors, in one or more messages, or an error text."""
 
     call_id: int
     vectors: list[list[float]]
@@ -94,13 +110,15 @@ class Embedded:
 
 
 ToEngine: TypeAlias = Annotated[
-    Submit | UseTokenizer | Abort | Embed | AbortEmbed, Field(discriminator="kind")
+    Submit | UseTokenizer | Abort | Embed | Score | AbortEmbed, Field(discriminator="kind")
 ]
 FromEngine: TypeAlias = Annotated[
     Progress | Ready | LoadFailed | Step | Embedded, Field(discriminator="kind")
 ]
 
-_TO_ENGINE: TypeAdapter[Submit | UseTokenizer | Abort | Embed | AbortEmbed] = TypeAdapter(ToEngine)
+_TO_ENGINE: TypeAdapter[Submit | UseTokenizer | Abort | Embed | Score | AbortEmbed] = TypeAdapter(
+    ToEngine
+)
 _FROM_ENGINE: TypeAdapter[Progress | Ready | LoadFailed | Step | Embedded] = TypeAdapter(FromEngine)
 
 
@@ -124,7 +142,7 @@ def pieces(output: PromptOutput) -> Iterator[PromptOutput]:
         yield PromptOutput(output.logprobs[at : at + size])
 
 
-def decode_to_engine(line: bytes) -> Submit | UseTokenizer | Abort | Embed | AbortEmbed:
+def decode_to_engine(line: bytes) -> Submit | UseTokenizer | Abort | Embed | Score | AbortEmbed:
     """Read a line that the HTTP process sent; `ValidationError` when it is none."""
     return _TO_ENGINE.validate_json(line)
 

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
@@ -24,6 +24,7 @@ from worker.engine.protocol import (
     EngineLoad,
     Job,
     ModelLoadError,
+    Pair,
     StepOutput,
 )
 
@@ -140,12 +141,20 @@ class EngineProcess:
             self._send(pipe.Abort(job_id, index))
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
-        """Mean of the last hidden state over tokens, one vector an input, unnormalised."""
+        """As `Engine.embed`."""
+        return await self._vectors(lambda call_id: pipe.Embed(call_id, inputs))
+
+    async def score(self, pairs: list[Pair]) -> list[float]:
+        """As `Engine.score`."""
+        scores = await self._vectors(lambda call_id: pipe.Score(call_id, pairs))
+        return [score for [score] in scores]
+
+    async def _vectors(self, message: Callable[[int], pipe.ToEngine]) -> list[list[float]]:
         self._require_alive()
         call_id = next(self._call_ids)
         call = self._embeds[call_id] = _EmbedCall(asyncio.get_running_loop().create_future())
         try:
-            self._send(pipe.Embed(call_id, inputs))
+            self._send(message(call_id))
             return await call.answer
         finally:
             del self._embeds[call_id]

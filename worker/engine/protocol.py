@@ -78,6 +78,22 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Pair:
+    """Two texts as one input of a cross-encoder.
+
+    Attributes:
+        ids: tokens of both, with the special ones between and around them.
+        first: how many of them belong to the first text, where the model tells them apart.
+    """
+
+    ids: list[int]
+    first: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
 class RawLogprob:
     """Log probability of one token under the raw distribution, and the best alternatives.
 
@@ -123,13 +139,13 @@ class EngineInfo:
     """What an engine says of itself once it is ready.
 
     Attributes:
-        engine: its name in `ENGINES`.
+        engine: its name in `ENGINES`, or `encoder`.
         context_length: most tokens of prompt and completion together.
         eos_token_ids: tokens that end a text of this model.
         vocab_size: token ids are below it.
         capacity: sequences that run at once.
         kv_blocks, block_size: size of the KV pool; 0 where there is none.
-        embeds: whether `embed` works.
+        embeds: whether `embed` works. scores: whether `score` works: a cross-encoder.
         generates: whether `submit` works. grammars: whether it knows `SequenceParams.grammar`.
         scores_prompts: whether it knows `SequenceParams.prompt_logprobs`.
         dtype, device: as loaded, such as `bfloat16`, `cuda:0`.
@@ -144,6 +160,7 @@ class EngineInfo:
     kv_blocks: int = 0
     block_size: int = 0
     embeds: bool = True
+    scores: bool = False
     generates: bool = True
     grammars: bool = False
     scores_prompts: bool = True
@@ -157,7 +174,8 @@ class EngineLoad:
     """An engine's load now.
 
     Attributes:
-        running: sequences in the batch. waiting: sequences queued. waiting_tokens: their tokens.
+        running: sequences in the batch. waiting: sequences and embedding calls queued.
+        waiting_tokens: their tokens.
         kv_free: share of KV blocks free. prefill_tps, decode_tps: recent tokens a second.
         step: counts steps. busy: whether there is work: a still `step` means trouble only then.
         preemptions, prompt_tokens, generation_tokens: totals since the start.
@@ -216,10 +234,13 @@ class Engine(Protocol):
         """End one choice early (its text met a stop string); no further output comes for it."""
 
     async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
-        """Mean over tokens of the last hidden state, float32, one vector an input, unnormalised.
+        """Pooled states of the last layer, float32, one vector an input, not normalised.
 
         Each input has 1..context_length tokens.
         """
+
+    async def score(self, pairs: list[Pair]) -> list[float]:
+        """One number a pair of 1..context_length tokens: a cross-encoder's opinion of it."""
 
     def load(self) -> EngineLoad:
         """The load as last reported."""

@@ -53,6 +53,7 @@ def _process(name: str) -> EngineKind:
                 load_8bit=settings.load_8bit,
                 cpu_offloading=settings.cpu_offloading,
                 trust_remote_code=settings.trust_remote_code,
+                pooling=settings.pooling,
                 max_model_len=settings.max_model_len,
                 max_batch_tokens=settings.max_batch_tokens,
                 kv_cache_gb=settings.kv_cache_gb,

@@ -25,6 +25,7 @@ from worker.engine.protocol import (
     EngineLoad,
     Finish,
     Job,
+    Pair,
     PromptOutput,
     RawLogprob,
     SequenceParams,
@@ -171,6 +172,10 @@ class SimEngine:
             vectors.append(_embedding(ids))
             await asyncio.sleep(0)  # inputs can be many, and heartbeats go on
         return vectors
+
+    async def score(self, _pairs: list[Pair]) -> list[float]:
+        """Never asked for: pairs are scored by their embeddings."""
+        raise TriremeError("unsupported_by_model", "The simulated engine is no cross-encoder.")
 
     def load(self) -> EngineLoad:
         """The load now."""

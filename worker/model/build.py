@@ -6,7 +6,8 @@ import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, TypeAlias
+from functools import partial
+from typing import Any, Final, TypeAlias
 
 import torch
 
@@ -20,6 +21,7 @@ from worker.model.attention_choice import GATHER_BLOCK_SIZE, choose_backend
 from worker.model.attention_gather import GatherAttention
 from worker.model.attention_native import NativeAttention
 from worker.model.attention_varlen import VarlenAttention
+from worker.model.encoder import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU, Encoder
 from worker.model.fused_layer import (
     FusedModel,
     LayerOps,
@@ -46,16 +48,22 @@ _LEAST_PREFILL_CPU: Final = 8
 _LEAST_PREFILL_GPU: Final = 512  # fewer take as long: the weights are read once either way
 _SMALL_BYTES: Final = 32 * 1024**2
 
-Embed: TypeAlias = Callable[[list[list[int]]], list[list[float]]]
+Embed: TypeAlias = Callable[[list[Any]], list[list[float]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """A core that is ready to step, and what it says of itself."""
+    """A core that is ready to step, and what it says of itself.
+
+    Attributes:
+        embed: computes a batch of token ids, or of pairs where `info.scores`.
+        embed_tokens: most padded tokens in such a batch.
+    """
 
     core: EngineCore | GenerateCore
     embed: Embed
     info: EngineInfo
+    embed_tokens: int = BATCH_TOKENS_CPU
 
 
 def build(
@@ -101,9 +109,19 @@ def build(
             elif loaded.model.config._attn_implementation != own:
                 loaded.model.set_attn_implementation(own)
     core = GenerateCore(loaded)
-    return Built(
-        core, core.embed, _info("generate", loaded, capacity=1, generates=loaded.kind != "encoder")
+    if loaded.kind in ("encoder", "cross_encoder"):
+        return _build_encoder(config, loaded, core)
+    return Built(core, core.embed, _info("generate", loaded, capacity=1))
+
+
+def _build_encoder(config: EngineConfig, loaded: LoadedModel, core: GenerateCore) -> Built:
+    encoder, scores = Encoder(loaded), loaded.kind == "cross_encoder"
+    tokens = BATCH_TOKENS_CPU if loaded.device.type == "cpu" else BATCH_TOKENS_GPU
+    info = replace(
+        _info("encoder", loaded, capacity=1), generates=False, embeds=not scores, scores=scores
     )
+    compute = encoder.score if scores else encoder.embed
+    return Built(core, compute, info, embed_tokens=config.max_batch_tokens or tokens)
 
 
 def set_threads(model: torch.nn.Module, num_threads: int) -> None:
@@ -186,7 +204,7 @@ def build_paged(
         kv_blocks=num_blocks,
         block_size=block_size,
     )
-    return Built(core, runner.embed, info)
+    return Built(core, partial(runner.embed, pooling=loaded.pooling), info)
 
 
 def _layer_ops(kernels: Kernels | None) -> LayerOps:
@@ -289,7 +307,6 @@ def _info(
     context: int | None = None,
     kv_blocks: int = 0,
     block_size: int = 0,
-    generates: bool = True,
 ) -> EngineInfo:
     return EngineInfo(
         engine=engine,
@@ -299,7 +316,6 @@ def _info(
         capacity=capacity,
         kv_blocks=kv_blocks,
         block_size=block_size,
-        generates=generates,
         grammars=engine == "paged",
         scores_prompts=loaded.kind == "causal",
         dtype=str(loaded.dtype).removeprefix("torch."),

@@ -23,6 +23,7 @@ from worker.engine.protocol import EngineLoad, Job, PromptOutput, RawLogprob
 from worker.engine.rates import Rate
 from worker.engine.sequence import Sequence, sequences_of
 from worker.model.loader import LoadedModel
+from worker.model.pooling import pooled
 from worker.model.sampler import Choice, prompt_logprobs, sample
 
 _FAILED = "the model failed on this request"
@@ -32,7 +33,7 @@ class GenerateCore:
     """One sequence at a time over `model.generate`; same interface as the paged core.
 
     Args:
-        loaded: the model; an encoder only embeds.
+        loaded: the model; of an encoder nothing is asked here.
         clock: seconds, monotonic.
     """
 
@@ -101,17 +102,14 @@ class GenerateCore:
 
     @torch.inference_mode()
     def embed(self, inputs: list[list[int]]) -> list[list[float]]:
-        """Mean over tokens of the (encoder's) last hidden state, float32, one input at a time."""
+        """Vectors from the (encoder's) last hidden states, float32, one input at a time."""
         model = self._loaded.model
-        if self._loaded.kind == "seq2seq":
-            model = model.get_encoder()
-        elif self._loaded.kind == "causal":
-            model = model.base_model
-        found = []
+        model = model.get_encoder() if self._loaded.kind == "seq2seq" else model.base_model
+        states = []
         for tokens in inputs:
             ids = torch.tensor([tokens], device=self._loaded.device)
-            found.append(model(input_ids=ids).last_hidden_state[0].float().mean(0).tolist())
-        return found
+            states.append(model(input_ids=ids).last_hidden_state[0])
+        return pooled(states, self._loaded.pooling)
 
     def load(self) -> EngineLoad:
         """The load now."""

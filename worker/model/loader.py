@@ -17,6 +17,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
     GenerationConfig,
 )
 from transformers.models.auto.modeling_auto import (
@@ -28,19 +29,26 @@ from transformers.utils import logging as hf_logging
 from worker.engine.config import EngineConfig
 from worker.engine.protocol import ModelLoadError
 from worker.model.parallel import check_model, keep_local
+from worker.model.scores import check_scores
+from worker.sentence_files import Pooling, SentenceFiles, chosen_pooling, read_sentence_files
 
-Kind: TypeAlias = Literal["causal", "seq2seq", "encoder"]
+Kind: TypeAlias = Literal["causal", "seq2seq", "encoder", "cross_encoder"]
 
 _AUTO_CLASSES = {
     "causal": AutoModelForCausalLM,
     "seq2seq": AutoModelForSeq2SeqLM,
     "encoder": AutoModel,
+    "cross_encoder": AutoModelForSequenceClassification,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in eval mode with what the engines need to know of it."""
+    """A model in eval mode with what the engines need to know of it.
+
+    Attributes:
+        pooling: how the states of an input become its embedding.
+    """
 
     model: Any
     kind: Kind
@@ -50,6 +58,7 @@ class LoadedModel:
     vocab_size: int
     eos_token_ids: tuple[int, ...]
     digest: str
+    pooling: Pooling = "mean"
 
 
 def load_model(config: EngineConfig, report: Callable[[str], None]) -> LoadedModel:
@@ -74,8 +83,10 @@ def load_model(config: EngineConfig, report: Callable[[str], None]) -> LoadedMod
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
         )
+        files = read_sentence_files(config.model_path, config.revision)
+        kind = kind_of(hf_config, files)
+        _check_kind(config, kind, hf_config)
         context_length = _context_length(config, hf_config)
-        kind = kind_of(hf_config)
         if config.tensor_parallel_size > 1:
             check_model(hf_config, config.tensor_parallel_size)
         dtype = pick_dtype(config.dtype, hf_config, device)
@@ -94,6 +105,9 @@ def load_model(config: EngineConfig, report: Callable[[str], None]) -> LoadedMod
     except Exception as error:
         raise ModelLoadError(_reason(config.model_path, error)) from error
     model.eval().requires_grad_(False)
+    if kind in ("encoder", "cross_encoder"):
+        context_length = _encoder_context(config, model, context_length, files)
+    pooling = chosen_pooling(config.pooling, files)
     if config.tensor_parallel_size > 1:
         keep_local(model)
     text = hf_config.get_text_config()
@@ -105,12 +119,16 @@ def load_model(config: EngineConfig, report: Callable[[str], None]) -> LoadedMod
         context_length=context_length,
         vocab_size=int(text.vocab_size),
         eos_token_ids=_eos_of(config, hf_config),
-        digest=_digest(folder, config, hf_config, dtype),
+        digest=_digest(folder, config, hf_config, dtype, pooling),
+        pooling=pooling,
     )
 
 
-def kind_of(hf_config: Any) -> Kind:
-    """Whether a configuration is of a causal, an encoder-decoder or an encoder model."""
+def kind_of(hf_config: Any, files: SentenceFiles) -> Kind:
+    """Whether a configuration is of a causal, an encoder-decoder or an encoder model.
+
+    A classifier scores pairs of texts, unless its files say that it embeds.
+    """
     if getattr(hf_config, "is_encoder_decoder", False):
         if hf_config.model_type in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
             return "seq2seq"
@@ -121,11 +139,27 @@ def kind_of(hf_config: Any) -> Kind:
         return "causal"
     if generates and getattr(hf_config, "auto_map", None):
         return "causal"
+    if architecture.endswith("ForSequenceClassification") and files.pooling is None:
+        return "cross_encoder"
     if architecture.endswith(("Model", "ForMaskedLM", "ForSequenceClassification")):
         return "encoder"
     if not architecture and hf_config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return "causal"
     raise ModelLoadError(f"cannot serve architecture {architecture or hf_config.model_type!r}")
+
+
+def _check_kind(config: EngineConfig, kind: Kind, hf_config: Any) -> None:
+    if not getattr(hf_config.get_text_config(), "vocab_size", None):
+        raise ModelLoadError(f"a model of type {hf_config.model_type!r} takes no texts")
+    if kind == "cross_encoder":
+        check_scores(hf_config)
+        if config.pooling != "auto":
+            raise ModelLoadError(f"--pooling {config.pooling}: this model gives no embeddings")
+    if config.tensor_parallel_size > 1 and kind != "causal":
+        raise ModelLoadError(
+            f"--tensor-parallel-size {config.tensor_parallel_size}: only models that generate text "
+            "are cut into parts"
+        )
 
 
 def context_length_of(hf_config: Any) -> int:
@@ -155,6 +189,21 @@ def _context_length(config: EngineConfig, hf_config: Any) -> int:
             f"--max-model-len {asked} is above the model's own context length of {own} tokens"
         )
     return asked or own
+
+
+def _encoder_context(config: EngineConfig, model: Any, own: int, files: SentenceFiles) -> int:
+    """Tokens that an encoder takes: as many as it has positions, and was made for.
+
+    Models of RoBERTa's family count positions from behind their padding token's id.
+    """
+    for name, module in model.named_modules():
+        offset = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and offset is not None:
+            own = min(own, module.num_embeddings - offset - 1)
+    asked = config.max_model_len
+    if asked is not None and asked > own:
+        raise ModelLoadError(f"--max-model-len {asked} is above the model's own {own} tokens")
+    return asked or min(own, files.max_tokens or own)
 
 
 def pick_device(config: EngineConfig) -> torch.device:
@@ -291,7 +340,9 @@ def _eos_of(config: EngineConfig, hf_config: Any) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _digest(folder: Path, config: EngineConfig, hf_config: Any, dtype: torch.dtype) -> str:
+def _digest(
+    folder: Path, config: EngineConfig, hf_config: Any, dtype: torch.dtype, pooling: Pooling
+) -> str:
     """sha256 over the configuration, the weights' sizes and index, and how they are loaded.
 
     The bytes of a local checkpoint's headers are hashed, not its gigabytes of weights.
@@ -301,7 +352,7 @@ def _digest(folder: Path, config: EngineConfig, hf_config: Any, dtype: torch.dty
     for noise in ("_name_or_path", "transformers_version"):
         fields.pop(noise, None)
     found.update(json.dumps(fields, sort_keys=True, default=str).encode())
-    found.update(f"{dtype} {config.engine} 8bit={config.load_8bit}".encode())
+    found.update(f"{dtype} {config.engine} 8bit={config.load_8bit} {pooling}".encode())
     if config.tensor_parallel_size > 1:
         found.update(f" parts={config.tensor_parallel_size}".encode())  # they add up otherwise
     if folder.is_dir():

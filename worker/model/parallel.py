@@ -22,6 +22,7 @@ from worker.engine.protocol import ModelLoadError
 from worker.engine.ranks import Kind, Order, Ranks
 from worker.model.attention import PagedAttention, Span
 from worker.model.runner import ModelRunner
+from worker.sentence_files import Pooling
 
 _TIMEOUT: Final = timedelta(hours=2)
 """Ranks wait for each other while they read large weights; a dead one is noticed otherwise."""
@@ -141,13 +142,15 @@ class LeadRunner(ModelRunner):
         self._ranks.send(Order(Kind.LOGITS, token_ids, plan, kept))
         return super().logits(token_ids, spans, kept)
 
-    def embed(self, inputs: Sequence[Sequence[int]]) -> list[list[float]]:
+    def embed(
+        self, inputs: Sequence[Sequence[int]], pooling: Pooling = "mean"
+    ) -> list[list[float]]:
         """As `ModelRunner.embed`."""
         token_ids = [token for tokens in inputs for token in tokens]
         spans = [(0, len(tokens), ()) for tokens in inputs]
         self._ranks.send(Order(Kind.EMBED, token_ids, spans))
         try:
-            return super().embed(inputs)
+            return super().embed(inputs, pooling)
         except Exception as error:  # a caller may survive it, the ranks would not
             raise SystemExit(f"embedding failed: {type(error).__name__}: {error}") from error
 

@@ -11,8 +11,10 @@ import torch
 from worker.engine.engine import RowResult
 from worker.engine.scheduler import Scheduled
 from worker.model.attention import PagedAttention, Span
+from worker.model.pooling import pooled
 from worker.model.sampler import prompt_logprobs, sample
 from worker.model.transfer import to_device
+from worker.sentence_files import Pooling
 
 
 class ModelRunner:
@@ -96,14 +98,15 @@ class ModelRunner:
         return torch.as_tensor(logits)[: len(kept)]
 
     @torch.inference_mode()
-    def embed(self, inputs: SequenceOf[SequenceOf[int]]) -> list[list[float]]:
-        """Mean over tokens of the last hidden state, float32; nothing is stored in the pool."""
+    def embed(
+        self, inputs: SequenceOf[SequenceOf[int]], pooling: Pooling = "mean"
+    ) -> list[list[float]]:
+        """Vectors from the last hidden states, float32; nothing is stored in the pool."""
         spans = [Span(0, len(tokens), ()) for tokens in inputs]
         flat = [token for tokens in inputs for token in tokens]
         ids = to_device(flat, self._device)
         hidden = self._model.base_model(**self._inputs(ids, spans)).last_hidden_state[0]
-        parts = hidden[: len(flat)].float().split([len(tokens) for tokens in inputs])
-        return [part.mean(0).tolist() for part in parts]
+        return pooled(hidden[: len(flat)].split([len(tokens) for tokens in inputs]), pooling)
 
     def allocate(self, num_blocks: int) -> None:
         """Make the KV pool, for the layers seen so far."""

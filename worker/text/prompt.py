@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import TriremeError, quoted
+from worker.sentence_files import SentenceFiles, read_sentence_files
 from worker.text import formats
 from worker.text.controls import Piece, disguise, surrogate_at
 from worker.text.reading import AnswerFormat
@@ -42,22 +43,32 @@ class TextModel:
 
     Attributes:
         format: how its answers are read; None leaves them as they are.
+        sentence: how the model wants texts that are to be embedded.
     """
 
     tokenizer: Tokenizer
     template: ChatTemplate
     format: AnswerFormat | None = None
+    sentence: SentenceFiles = field(default_factory=SentenceFiles)
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
         described = self.format.described if self.format else ""
-        joined = f"{self.tokenizer.fingerprint}\n{self.template.source}\n{described}"
+        parts = (self.tokenizer.fingerprint, self.template.source, described, str(self.sentence))
+        joined = "\n".join(parts)
         object.__setattr__(self, "fingerprint", hashlib.sha256(joined.encode()).hexdigest())
 
     def encode_messages(
-        self, messages: Sequence[Mapping[str, Any]], options: RenderOptions
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        options: RenderOptions,
+        *,
+        add_special_tokens: bool = False,
     ) -> EncodedPrompt:
         """Render and tokenize; control tokens typed in the messages stay text.
+
+        Args:
+            add_special_tokens: let the tokenizer add its own also where the template writes them.
 
         Raises:
             TriremeError: 400, naming the message at fault.
@@ -78,14 +89,17 @@ class TextModel:
                 mask.of(tools),
             ),
         )
-        ids = self._encode_pieces(mask.pieces(rendered))
+        ids = self._encode_pieces(
+            mask.pieces(rendered),
+            add_special_tokens=add_special_tokens or not self.template.writes_bos,
+        )
         context = tuple(ids[-_CONTEXT_IDS:]) if options.continue_final_message else ()
         return EncodedPrompt(ids, mask.lifted(rendered), "messages", context)
 
-    def _encode_pieces(self, pieces: Sequence[Piece]) -> list[int]:
+    def _encode_pieces(self, pieces: Sequence[Piece], *, add_special_tokens: bool) -> list[int]:
         """The first piece starts the text; with a control token there, an empty one does."""
         lead = pieces[0].text if pieces and not pieces[0].as_text else ""
-        ids = self.tokenizer.encode(lead, add_special_tokens=not self.template.writes_bos)
+        ids = self.tokenizer.encode(lead, add_special_tokens=add_special_tokens)
         for piece in pieces[1 if lead else 0 :]:
             ids += self.tokenizer.encode_inner(piece.text, as_text=piece.as_text)
         return ids
@@ -129,8 +143,8 @@ def load_text_model(
     trust_remote_code: bool,
     conv_template: str | None,
     chat_template: Path | None,
-    tool_call_parser: str,
-    reasoning_parser: str,
+    tool_call_parser: str = "auto",
+    reasoning_parser: str = "auto",
 ) -> TextModel:
     """The tokenizer, template and answer format of a model folder or hub id; takes seconds.
 
@@ -144,7 +158,7 @@ def load_text_model(
     tokenizer = HFTokenizer(pretrained)
     own = getattr(pretrained, "response_template", None)
     found = choose_format(tokenizer, template, own, tool_call_parser, reasoning_parser)
-    return TextModel(tokenizer, template, found)
+    return TextModel(tokenizer, template, found, read_sentence_files(path, revision))
 
 
 def effort_switch(text: TextModel) -> str | None:

@@ -45,6 +45,21 @@ class Tokenizer(Protocol):
             add_special_tokens: let the tokenizer add its own (BOS); never a second BOS.
         """
 
+    def encode_pair(
+        self, first: str, second: str, max_tokens: int | None = None
+    ) -> tuple[list[int], int]:
+        """Ids of two texts as one input, and how many of these belong to the first.
+
+        The special tokens are those that the tokenizer puts around and between a pair. Where it
+        does not tell the two apart, all ids belong to the first.
+
+        Args:
+            max_tokens: cut the longer text, at its end, until there are no more than these.
+        """
+
+    def beginning(self, text: str, max_tokens: int) -> str:
+        """As much of a text as its first `max_tokens` tokens come from."""
+
     def encode_inner(self, text: str, *, as_text: bool) -> list[int]:
         """Ids of a piece from the middle of a prompt; nothing is added before or after.
 
@@ -57,6 +72,9 @@ class Tokenizer(Protocol):
 
     def stream(self, *, skip_special_tokens: bool, context: Sequence[int] = ()) -> TokenStream:
         """Starts an incremental decode of what follows the ids of `context`."""
+
+    def entry(self, token_id: int) -> str:
+        """How the vocabulary spells a token; empty for an id that it does not have."""
 
     def token(self, token_id: int) -> tuple[str, bytes]:
         """A token's text for people, and its exact UTF-8 bytes (perhaps part of a character)."""
@@ -88,6 +106,8 @@ class HFTokenizer:
         self._backend: Any = backend
         self._plain: Any = Backend.from_str(described)
         self._plain.encode_special_tokens = True
+        self._cutting: Any = None
+        self._tells_apart = "token_type_ids" in pretrained.model_input_names
         self.fingerprint = hashlib.sha256(described.encode()).hexdigest()
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.bos_token_id: int | None = pretrained.bos_token_id
@@ -111,6 +131,27 @@ class HFTokenizer:
             return ids[1:]
         return ids
 
+    def encode_pair(
+        self, first: str, second: str, max_tokens: int | None = None
+    ) -> tuple[list[int], int]:
+        pair = self._backend.encode(first, second)
+        if max_tokens is not None and len(pair.ids) > max_tokens:
+            pair = self._cutting_backend(max_tokens).encode(first, second)
+        types: list[int] = pair.type_ids if self._tells_apart else []
+        return pair.ids, types.index(1) if 1 in types else len(pair.ids)
+
+    def beginning(self, text: str, max_tokens: int) -> str:
+        offsets = self._backend.encode(text, add_special_tokens=False).offsets
+        return text if len(offsets) <= max_tokens else text[: offsets[max_tokens - 1][1]]
+
+    def _cutting_backend(self, max_tokens: int) -> Any:
+        """A backend that truncates; made when it is first needed, since its vocabulary is large."""
+        if self._cutting is None or self._cutting.truncation["max_length"] != max_tokens:
+            cutting = type(self._backend).from_str(self.described)
+            cutting.enable_truncation(max_tokens)
+            self._cutting = cutting
+        return self._cutting
+
     def encode_inner(self, text: str, *, as_text: bool) -> list[int]:
         # Behind a newline, so that a SentencePiece model adds no space as at the start of a text;
         # the same trick as in transformers' `sanitize_control_tokens`.
@@ -128,6 +169,9 @@ class HFTokenizer:
         from worker.text.detokenizer import BackendStream
 
         return BackendStream(self._backend, skip_special_tokens, context)
+
+    def entry(self, token_id: int) -> str:
+        return self._backend.id_to_token(token_id) or ""
 
     def token(self, token_id: int) -> tuple[str, bytes]:
         if token_id in self._added:

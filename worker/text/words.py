@@ -49,6 +49,17 @@ class WordTokenizer:
             ids += [END_ID, *part.encode()]
         return ids
 
+    def encode_pair(
+        self, first: str, second: str, max_tokens: int | None = None
+    ) -> tuple[list[int], int]:
+        """Ids of two texts, one after the other; what is too long is cut at the end."""
+        ids = self.encode(first, add_special_tokens=True)
+        return (ids + self.encode(second, add_special_tokens=True))[:max_tokens], len(ids)
+
+    def beginning(self, text: str, max_tokens: int) -> str:
+        """A token is at least a byte, so so many characters hold so many tokens and more."""
+        return text[: max_tokens * len(END_TEXT)]
+
     def encode_inner(self, text: str, *, as_text: bool) -> list[int]:
         """Ids of a piece of a prompt."""
         return list(text.encode()) if as_text else self.encode(text, add_special_tokens=False)
@@ -61,6 +72,10 @@ class WordTokenizer:
     def stream(self, *, skip_special_tokens: bool, context: Sequence[int] = ()) -> WordStream:
         """Starts an incremental decode; what came before changes no word."""
         return WordStream(self, skip_special_tokens)
+
+    def entry(self, token_id: int) -> str:
+        """A token's text."""
+        return self.token(token_id)[0]
 
     def token(self, token_id: int) -> tuple[str, bytes]:
         """A token's text and bytes."""

@@ -1,51 +1,93 @@
-"""Embedding calls are cut into batches and answered in order."""
+"""Embedding calls are computed in batches of like lengths, over all calls that wait."""
 
 from __future__ import annotations
 
-from worker.engine.embedding import BATCH_TOKENS, EmbedQueue
+from typing import Any
+
+from worker.engine.embedding import EmbedQueue
+
+
+class Recorder:
+    """Embeds an input as its length, and remembers the lengths of each batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def __call__(self, inputs: list[list[int]]) -> list[list[float]]:
+        self.batches.append([len(one) for one in inputs])
+        if [0] in inputs:
+            raise MemoryError
+        return lengths(inputs)
 
 
 def lengths(inputs: list[list[int]]) -> list[list[float]]:
     return [[float(len(one))] for one in inputs]
 
 
-def test_a_call_is_cut_into_batches_and_answered_whole() -> None:
-    seen: list[int] = []
+def texts(*sizes: int) -> list[list[int]]:
+    return [[7] * size for size in sizes]
 
-    def embed(inputs: list[list[int]]) -> list[list[float]]:
-        seen.append(len(inputs))
-        return lengths(inputs)
 
-    queue = EmbedQueue(embed)
-    inputs = [[1] * (BATCH_TOKENS // 2), [1] * (BATCH_TOKENS // 2), [1] * 3, [1] * BATCH_TOKENS * 2]
-    queue.add(7, inputs)
-    assert queue.step() is None
-    assert queue.step() is None
-    assert queue.step() == (7, lengths(inputs))
-    assert seen == [2, 1, 1]
-    assert not queue
+def run(queue: EmbedQueue) -> dict[int, Any]:
+    """What all calls come to, in the order in which they end."""
+    ended: dict[int, Any] = {}
+    while queue:
+        ended.update(queue.step())
+    return ended
+
+
+def test_a_call_is_computed_in_padded_batches_and_answered_in_its_own_order() -> None:
+    embed = Recorder()
+    queue = EmbedQueue(embed, 100)
+    queue.add(7, texts(3, 50, 200, 48, 2))
+    assert run(queue) == {7: lengths(texts(3, 50, 200, 48, 2))}
+    assert embed.batches == [[200], [50, 48], [3, 2]]
     assert queue.batches == 3
 
 
-def test_a_failed_call_ends_alone() -> None:
-    def embed(inputs: list[list[int]]) -> list[list[float]]:
-        if inputs[0] == [0]:
-            raise MemoryError
-        return lengths(inputs)
+def test_inputs_of_several_calls_share_a_batch() -> None:
+    embed = Recorder()
+    queue = EmbedQueue(embed, 100)
+    for call_id, size in enumerate((10, 12, 9, 11)):
+        queue.add(call_id, texts(size))
+    assert run(queue) == {call_id: [[float(n)]] for call_id, n in enumerate((10, 12, 9, 11))}
+    assert embed.batches == [[12, 11, 10, 9]]
 
-    queue = EmbedQueue(embed)
-    queue.add(1, [[0]])
-    queue.add(2, [[5]])
-    ended = queue.step()
-    assert ended is not None
-    assert isinstance(ended[1], MemoryError)
-    assert queue.step() == (2, [[1.0]])
+
+def test_a_small_call_does_not_wait_for_a_large_one() -> None:
+    queue = EmbedQueue(Recorder(), 100)
+    queue.add(1, texts(*[50] * 40))
+    queue.add(2, texts(3))
+    assert (len(queue), queue.tokens) == (2, 2003)
+    assert queue.step() == []
+    assert (len(queue), queue.tokens) == (2, 1903)
+    assert queue.step() == [(2, [[3.0]])]
+    assert list(run(queue)) == [1]
+    assert (len(queue), queue.tokens) == (0, 0)
+
+
+def test_a_call_that_fails_fails_alone() -> None:
+    queue = EmbedQueue(Recorder(), 100)
+    queue.add(1, texts(2))
+    queue.add(2, [[0], [7]])
+    queue.add(3, texts(1))
+    ended = run(queue)
+    assert isinstance(ended[2], MemoryError)
+    assert (ended[1], ended[3]) == ([[2.0]], [[1.0]])
+
+
+def test_what_is_left_of_a_failed_call_is_not_computed() -> None:
+    embed = Recorder()
+    queue = EmbedQueue(embed, 1)
+    queue.add(1, [[0], [7], [7]])
+    assert isinstance(run(queue)[1], MemoryError)
+    assert len(embed.batches) == 1
 
 
 def test_an_aborted_call_is_forgotten() -> None:
-    queue = EmbedQueue(lengths)
-    queue.add(1, [[5]])
-    queue.add(2, [[5, 5]])
+    queue = EmbedQueue(lengths, 100)
+    queue.add(1, texts(1))
+    queue.add(2, texts(2))
     queue.abort(1)
     queue.abort(99)
-    assert queue.step() == (2, [[2.0]])
+    assert run(queue) == {2: [[2.0]]}

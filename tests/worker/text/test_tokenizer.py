@@ -101,3 +101,28 @@ def test_the_word_tokenizer_has_a_special_token() -> None:
     assert END_ID not in tokenizer.encode_inner(END_TEXT, as_text=True)
     assert tokenizer.encode_inner(END_TEXT, as_text=False) == [END_ID]
     assert tokenizer.token(END_ID) == (END_TEXT, END_TEXT.encode())
+
+
+@pytest.mark.parametrize("max_tokens", [None, 7, 12])
+def test_a_pair_is_that_of_transformers(byte_level: Any, max_tokens: int | None) -> None:
+    texts = ("hello world", "this is a tiny corpus of many words")
+    cut = {"truncation": True, "max_length": max_tokens} if max_tokens else {}
+    expected = byte_level(*texts, **cut).input_ids
+    assert HFTokenizer(byte_level).encode_pair(*texts, max_tokens) == (expected, len(expected))
+
+
+def test_entries_are_those_of_the_vocabulary(byte_level: Any) -> None:
+    ids = byte_level("naïve café <|im_end|>").input_ids
+    tokenizer = HFTokenizer(byte_level)
+    assert [tokenizer.entry(one) for one in ids] == byte_level.convert_ids_to_tokens(ids)
+    assert tokenizer.entry(10**6) == ""
+
+
+def test_the_beginning_of_a_text_has_its_first_tokens(byte_level: Any) -> None:
+    tokenizer = HFTokenizer(byte_level)
+    text = "naïve café ☕ and 数字 123 " * 5
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    begun = tokenizer.beginning(text, 20)
+    assert tokenizer.encode(begun, add_special_tokens=False)[:15] == ids[:15]
+    assert len(begun) < len(text)
+    assert tokenizer.beginning(text, 10_000) == text
