@@ -45,7 +45,7 @@ UNKNOWN_CONTEXT: Final = 2048
 
 _NEEDS_NATIVE: Final = (
     "seed logit_bias min_p min_tokens ignore_eos include_stop_str_in_output skip_special_tokens "
-    "prompt_logprobs length_penalty"
+    "prompt_logprobs length_penalty use_beam_search"
 ).split()
 _PLAIN: Final = SamplingParams()
 
@@ -59,6 +59,10 @@ def needs_native(request: GenerateRequest) -> str | None:
         return "top_logprobs"
     if request.prompt_ids is not None:
         return "prompt"
+    if request.sampling.num_sequences > request.sampling.n:
+        return "best_of"
+    if request.suffix is not None:
+        return "suffix"
     if request.priority:
         return "priority"
     if request.tools:

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from protocol.generation import Structure
+from protocol.openai_choices import check_choices
 from protocol.openai_fields import (
-    MAX_CHOICES,
     Inputs,
     LogitBias,
     Penalty,
@@ -208,7 +208,7 @@ class _Generation(_Inert):
     length_penalty: Annotated[float, Field(ge=-10, le=10)] = 1.0
     logit_bias: LogitBias = Field(default_factory=dict)
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    use_beam_search: Annotated[bool, only(False)] = False
+    use_beam_search: bool = False
     stop_token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
         default_factory=list, max_length=1024
     )
@@ -297,6 +297,7 @@ class ChatCompletionRequest(_Generation):
             raise fault("invalid_request", "it needs 'logprobs' to be true.", "top_logprobs")
         if self.tool_use.forced and structure_of(self.response_format, self.structured_outputs):
             raise fault("invalid_value", "it excludes a forced tool call.", "response_format")
+        check_choices(self)
         _check_json_is_named(self.response_format, self.messages)
         _check_template_kwargs(self.chat_template_kwargs)
         self._check_turns(self.messages)
@@ -343,7 +344,7 @@ class CompletionRequest(_Generation):
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
     add_special_tokens: bool = True
-    suffix: Unsupported = None
+    suffix: str | None = None
 
     @property
     def token_limit(self) -> int | None:
@@ -351,13 +352,9 @@ class CompletionRequest(_Generation):
 
     @model_validator(mode="after")
     def _completion_options_agree(self) -> CompletionRequest:
-        if self.n * len(self.prompt) > MAX_CHOICES:
-            message = f"{self.n} x {len(self.prompt)} prompts exceeds {MAX_CHOICES} choices."
-            raise fault("integer_above_max_value", message, "n")
-        if self.best_of is not None and self.best_of < self.n:
-            raise fault("invalid_value", f"{self.best_of} is less than n, {self.n}.", "best_of")
-        if self.best_of is not None and self.best_of > self.n:
-            raise fault("unsupported_parameter", "more than n is not supported yet.", "best_of")
+        check_choices(self, prompts=len(self.prompt), best_of=self.best_of)
+        if self.suffix and self.echo:
+            raise fault("unsupported_parameter", "it does not go with 'suffix'.", "echo")
         return self
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from protocol.errors import TriremeError
 from protocol.generation import (
+    Delta,
     Done,
     EmbedRequest,
     EmbedResponse,
@@ -24,6 +25,7 @@ from protocol.generation import (
     FinishReason,
     GenerateRequest,
     Prompt,
+    SamplingParams,
     Started,
     TokenizeRequest,
     TokenizeResponse,
@@ -34,6 +36,7 @@ from worker.engine.outputs import Output
 from worker.engine.protocol import Job, PromptOutput, StepOutput
 from worker.metrics import Metrics
 from worker.runtime import Ready, Runtime
+from worker.text.best_of import BestOf
 from worker.text.choice import Choice, readable
 from worker.text.prompt import EncodedPrompt
 from worker.text.templates import RenderOptions
@@ -45,6 +48,8 @@ _PROMPT_PIECE = 256
 _WHOLE_HOLD_S, _WHOLE_INTERVAL = 1.0, 64
 """Seconds and tokens between two deltas that nobody reads before the answer's end: short against
 the longest pause that a gateway takes for life."""
+_ALIVE_S, _ALIVE = 20.0, Delta(0, 0, [], "")
+"""What is sent after so many seconds where nothing may be told before the end."""
 
 
 class Service:
@@ -94,7 +99,9 @@ class Service:
                 prompt = await self._encode(ready, request)
                 grammar = await self._grammar(ready, request)
             made = self._plan(ready, request, prompt, grammar, manner)
-            place = ready.admission.enter(len(prompt.ids), request.sampling.n, request.priority)
+            place = ready.admission.enter(
+                len(prompt.ids), request.sampling.num_sequences, request.priority
+            )
             with place as ticket:
                 started = Started(
                     len(prompt.ids), self._runtime.instance_id, ready.digest, made.params.seed
@@ -109,6 +116,8 @@ class Service:
                 job = self._job(request, prompt, made, until)
                 run = _Run(self._metrics, ready, job, made, prompt, arrived)
                 stream = run.events(_hold_s(request, made), ticket.first_output)
+                if made.n > request.sampling.n:
+                    stream = _best(stream, request.sampling)
                 async with aclosing(stream) as batches:
                     async for events in batches:
                         yield events
@@ -144,7 +153,7 @@ class Service:
             job_id=f"{self._num_jobs}:{request.request_id}",
             prompt_ids=prompt.ids,
             params=made.params,
-            n=request.sampling.n,
+            n=made.n,
             priority=request.priority,
             deadline_s=left,
             cache_salt=request.cache_salt,
@@ -162,6 +171,8 @@ class Service:
 
     async def _encode(self, ready: Ready, request: GenerateRequest) -> EncodedPrompt:
         """Prompt ids; a long text is tokenized beside the event loop."""
+        if request.suffix is not None:
+            return await self._encode_gap(ready, request, request.suffix)
         if request.prompt_ids is not None:
             return ready.text.encode_ids(request.prompt_ids, ready.info.vocab_size)
         if request.prompt is not None:
@@ -183,6 +194,17 @@ class Service:
         if len(text) > _THREAD_ABOVE_CHARS:
             return await asyncio.to_thread(encode, text, add_special_tokens=add_special_tokens)
         return encode(text, add_special_tokens=add_special_tokens)
+
+    async def _encode_gap(
+        self, ready: Ready, request: GenerateRequest, suffix: str
+    ) -> EncodedPrompt:
+        prefix: str | list[int] = request.prompt or ""
+        if request.prompt_ids is not None:
+            prefix = ready.text.encode_ids(request.prompt_ids, ready.info.vocab_size).ids
+        encode, special = ready.text.encode_gap, request.add_special_tokens
+        if len(prefix) + len(suffix) > _THREAD_ABOVE_CHARS:
+            return await asyncio.to_thread(encode, prefix, suffix, add_special_tokens=special)
+        return encode(prefix, suffix, add_special_tokens=special)
 
     async def _encode_messages(
         self, ready: Ready, messages: list[dict[str, Any]], options: RenderOptions
@@ -280,6 +302,7 @@ class _Run:
         self._unfinished = job.n
         self._last_token_at: list[float | None] = [None] * job.n
         self._began = False
+        self._told_s = arrived
         self._cached_tokens = 0
         self._scored = 0
         self._metrics.prompt_tokens.inc(len(prompt.ids))
@@ -305,7 +328,7 @@ class _Run:
                     for piece in self._prompt_events(scored):
                         yield [piece]
                         await asyncio.sleep(0)
-                events = self._deltas(outputs)
+                events = self._deltas(outputs) or self._alive()
                 if not self._unfinished:
                     yield [*events, self._done()]
                     return
@@ -318,7 +341,7 @@ class _Run:
         deltas: list[Event] = []
         fresh: dict[int, int] = {}
         for output in outputs:
-            if isinstance(output, PromptOutput):
+            if isinstance(output, PromptOutput) or not (output.ids or output.finish):
                 continue
             index = output.index
             choice = self._choices[index]
@@ -335,6 +358,14 @@ class _Run:
                 self._finish(choice, choice.finish, output)
         self._observe(fresh)
         return deltas
+
+    def _alive(self) -> list[Event]:
+        """A sign of life of a search that has nothing to tell yet."""
+        now_s = time.monotonic()
+        if not self._job.params.beam_width or now_s - self._told_s < _ALIVE_S:
+            return []
+        self._told_s = now_s
+        return [_ALIVE]
 
     def _finish(self, choice: Choice, reason: FinishReason, output: StepOutput) -> None:
         self._unfinished -= 1
@@ -377,6 +408,25 @@ class _Run:
                 self._metrics.first_token_s.observe(now - self._arrived)
             self._last_token_at[index] = now
             self._metrics.generation_tokens.inc(tokens)
+
+
+async def _best(
+    stream: AsyncGenerator[list[Event], None], sampling: SamplingParams
+) -> AsyncGenerator[list[Event], None]:
+    """The same events with the deltas of the best choices alone, before `Done`."""
+    held = BestOf(sampling.n, shows_logprobs=sampling.logprobs is not None)
+    told_s = time.monotonic()
+    async with aclosing(stream) as batches:
+        async for events in batches:
+            held.hold(event for event in events if isinstance(event, Delta))
+            others: list[Event] = [event for event in events if not isinstance(event, Delta)]
+            if events and isinstance(events[-1], Done):
+                yield [*held.best(), *others]
+            elif others:
+                yield others
+            elif time.monotonic() - told_s > _ALIVE_S:
+                told_s = time.monotonic()
+                yield [_ALIVE]
 
 
 def _hold_s(request: GenerateRequest, made: Plan) -> float:

@@ -301,6 +301,7 @@ def _info(
         block_size=block_size,
         generates=generates,
         grammars=engine == "paged",
+        beams=engine == "paged",
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=str(loaded.device),
         weights_digest=loaded.digest,

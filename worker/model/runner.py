@@ -65,6 +65,7 @@ class ModelRunner:
                 choice.logprob,
                 results[number].prompt_logprobs,
                 finite=choice.token_id is not None,
+                candidates=choice.candidates,
             )
         return results
 
@@ -112,6 +113,11 @@ class ModelRunner:
     def clear(self, blocks: list[int]) -> None:
         """Zero the content of blocks."""
         self._attention.backend.clear(blocks)
+
+    @torch.inference_mode()
+    def copy(self, pairs: SequenceOf[tuple[int, int]]) -> None:
+        """Copy the content of the first block of each pair to the second."""
+        self._attention.backend.copy(pairs)
 
     def _inputs(self, ids: torch.Tensor, spans: SequenceOf[Span]) -> dict[str, Any]:
         self._attention.backend.plan(spans)
