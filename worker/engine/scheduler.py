@@ -23,6 +23,9 @@ _Entry: TypeAlias = tuple[int, int, int, Sequence]
 
 _MOST_PASSED: Final = 16
 """How many of the queue a step passes over, which bounds its time."""
+MAX_SCORED_TOKENS: Final = 256
+"""Prompt tokens of a step whose log probabilities are wanted, over all sequences: each takes a row
+of logits as wide as the vocabulary, so those of a long prompt would fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class _Left:
     def __init__(self, tokens: int, prefill: PrefillBudget | None) -> None:
         self.tokens = tokens
         self._long = tokens
+        self._scored = MAX_SCORED_TOKENS
         self._prefill = prefill
 
     def bound_prefill(self) -> None:
@@ -68,11 +72,14 @@ class _Left:
 
     def share_of(self, seq: Sequence) -> int:
         """How many tokens of `seq` the step can take."""
-        return min(seq.num_pending, self.tokens, self._long if seq.is_long else self.tokens)
+        share = min(seq.num_pending, self.tokens, self._long if seq.is_long else self.tokens)
+        return min(share, self._scored) if seq.scores_prompt else share
 
     def spend(self, seq: Sequence, num_new: int) -> None:
         """Take tokens of `seq` into the step."""
         self.tokens -= num_new
+        if seq.scores_prompt:
+            self._scored -= num_new
         if seq.is_long and num_new > 1:
             self._long -= num_new
 

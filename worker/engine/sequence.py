@@ -77,6 +77,11 @@ class Sequence:
         return self.params.prompt_logprobs is not None and self.index == 0
 
     @property
+    def scores_prompt(self) -> bool:
+        """Whether logits of every prompt position are still to come."""
+        return self.wants_prompt_logprobs and len(self.prompt_logprobs) < self.prompt_len
+
+    @property
     def is_beam(self) -> bool:
         """Whether a beam search chooses its tokens, among those of several sequences."""
         return self.params.beam_width > 0
