@@ -38,6 +38,10 @@ class BlockPool:
         """Blocks that nobody holds, those with cached content included."""
         return len(self._free)
 
+    def is_free(self, block: int) -> bool:
+        """Whether nobody holds `block`."""
+        return self._refs[block] == 0
+
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks needed to hold `num_tokens`."""
         return -(-num_tokens // self.block_size)

@@ -329,9 +329,13 @@ class EngineCore:
         return [(seq.job_id, PromptOutput(list(seq.prompt_logprobs)))]
 
     def _fail_bad(self, seq: Sequence) -> list[tuple[str, Output]]:
-        self.runner.clear(seq.block_table)
-        self._pool.discard(seq)
-        self._drop(self._jobs[seq.job_id])
+        """Fail a job; its blocks are cleared, but for those that other jobs go on with."""
+        seqs = self._jobs[seq.job_id]
+        held = {block for one in seqs for block in one.block_table}
+        for one in seqs:
+            self._pool.discard(one)
+        self._drop(seqs)
+        self.runner.clear(sorted(filter(self._pool.is_free, held)))
         return [(seq.job_id, JobFailed("bad_logits", BAD_LOGITS))]
 
     def _fail_grammar(self, seq: Sequence, reason: str) -> list[tuple[str, Output]]:
