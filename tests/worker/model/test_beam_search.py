@@ -27,12 +27,12 @@ def prompt_of(length: int) -> list[int]:
     return [rng.randrange(40, 384) for _ in range(length)]
 
 
-def built(folder: Path) -> Built:
-    config = EngineConfig(model_path=str(folder), dtype="float32")
+def built(folder: Path, overlap: str = "off") -> Built:
+    config = EngineConfig(model_path=str(folder), dtype="float32", overlap=overlap)
     return build(config, lambda _text: None, num_threads=1)
 
 
-def core_of(made: Built, **sizes: int) -> EngineCore:
+def core_of(made: Built, *, overlap: bool = False, **sizes: int) -> EngineCore:
     """The same model with a pool and bounds of these sizes."""
     runner = made.core.runner  # type: ignore[union-attr]
     attention = runner._attention  # type: ignore[attr-defined]
@@ -42,6 +42,7 @@ def core_of(made: Built, **sizes: int) -> EngineCore:
         BlockPool(sizes["num_blocks"], BLOCK_SIZE),
         max_running=sizes["max_running"],
         max_batch_tokens=sizes["max_batch_tokens"],
+        overlap=overlap,
     )
 
 
@@ -74,6 +75,7 @@ JOBS = [
 def expected_of(folder: Path) -> dict[str, list[list[int]]]:
     """What `generate` gives for each job, alone."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.generation_config.eos_token_id = None  # the jobs' own stops count alone
     return {job.job_id: reference(model, job) for job in JOBS}
 
 
@@ -140,3 +142,9 @@ def test_the_texts_are_those_of_generate(name: str, checkpoint: Callable[[str], 
     assert beams == expected
     assert also == others
     assert tight.load().preemptions > 0
+
+
+def test_overlapped_steps_change_no_text(checkpoint: Callable[[str], Path]) -> None:
+    made = built(checkpoint("qwen3"), overlap="on")
+    core = core_of(made, overlap=True, num_blocks=60, max_running=20, max_batch_tokens=200)
+    assert run(core)[0] == expected_of(checkpoint("qwen3"))
