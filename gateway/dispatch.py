@@ -172,13 +172,13 @@ class Dispatcher:
     ) -> AsyncGenerator[list[Event], None]:
         begun, limit_s = monotonic(), request.deadline_s
         retry = _Retry(self._budget, self._metrics, request.model)
-        progress = Progress()
+        progress = Progress(request)
         while True:
             worker = self._choose(request, prefix, tokens, retry, progress)
             left_s = limit_s - (monotonic() - begun) if limit_s is not None else None
             if left_s is not None and left_s <= 0:
                 raise TriremeError("deadline_exceeded", "The request took too long.")
-            fenced = _attempt(progress.attempt(request), worker, retry.tries, left_s)
+            fenced = _attempt(progress.attempt(), worker, retry.tries, left_s)
             stream = self._clients[worker.wire].generate(worker, fenced)
             try:
                 with self._lend(worker, tokens + progress.num_tokens) as breaker:
@@ -317,6 +317,7 @@ class _Retry:
     ) -> None:
         """Return when the request may go to another worker, else raise what the client gets."""
         delivered = progress is not None and progress.delivered
+        resumable = worker.wire == "native" and progress is not None and progress.resumable
         self.tried.add(worker.instance_id)
         self.tries += 1
         self.last = error
@@ -324,8 +325,8 @@ class _Retry:
         self._deaths += error.code == "worker_lost"
         if not error.spec.retryable:
             raise error
-        if delivered and worker.wire != "native":
-            message = "The worker failed in the middle of the answer; its wire has no way to go on."
+        if delivered and not resumable:
+            message = "The worker failed in the middle of the answer, and none can go on with it."
             raise TriremeError("worker_lost", message)
         if self._deaths >= MAX_DEATHS:
             message = "Two workers died while they served this request; it is not tried again."

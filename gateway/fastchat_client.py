@@ -65,12 +65,14 @@ _NEEDS_NATIVE: Final[Mapping[str, Callable[[GenerateRequest], object]]] = Mappin
             name: partial(_differs, name)
             for name in (
                 "seed logit_bias min_p min_tokens ignore_eos include_stop_str_in_output "
-                "skip_special_tokens prompt_logprobs length_penalty"
+                "skip_special_tokens prompt_logprobs length_penalty use_beam_search"
             ).split()
         },
         "top_logprobs": lambda one: one.messages is not None and one.sampling.logprobs,
         "prompt": lambda one: one.prompt_ids is not None,
         "add_special_tokens": lambda one: not one.add_special_tokens,
+        "best_of": lambda one: one.sampling.num_sequences > one.sampling.n,
+        "suffix": lambda one: one.suffix is not None,
         "priority": lambda one: one.priority,
         "tools": lambda one: one.tools,
         "response_format": partial(_holds_to, "response_format"),

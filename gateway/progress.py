@@ -30,7 +30,8 @@ class Progress:
         delivered: whether anything that belongs to the answer was given.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, request: GenerateRequest) -> None:
+        self._request = request
         self.fault: TriremeError | None = None
         self.done = False
         self.delivered = False
@@ -50,8 +51,15 @@ class Progress:
         """Completion tokens so far."""
         return sum(map(len, self._ids.values()))
 
-    def attempt(self, request: GenerateRequest) -> GenerateRequest:
+    @property
+    def resumable(self) -> bool:
+        """Whether another worker could go on: not where the best of several are told at the end."""
+        sampling = self._request.sampling
+        return sampling.num_sequences == sampling.n and not sampling.use_beam_search
+
+    def attempt(self) -> GenerateRequest:
         """The request as the next worker gets it."""
+        request = self._request
         self.fault, self._prompt_seen = None, 0
         started = self._started
         if started is None:
@@ -59,7 +67,7 @@ class Progress:
         # the same seed, whether or not it had begun to choose tokens
         sampling = request.sampling.model_copy(update={"seed": started.seed})
         resume = None
-        if self._ids:
+        if self.num_tokens:
             resume = [
                 Begun(ids=self._ids.get(index, []), ended=index in self._ended)
                 for index in range(sampling.n)
@@ -84,7 +92,8 @@ class Progress:
                     self.fault = TriremeError("worker_lost", "The worker's answer has a gap.")
                     break
                 known += event.ids
-                self.delivered = True
+                # one with nothing in it is a sign of life
+                self.delivered = self.delivered or bool(event.ids or event.text)
                 if event.finish_reason is not None:
                     self._ended.add(event.index)
                 passed.append(event)

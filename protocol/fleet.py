@@ -17,10 +17,15 @@ WorkerState: TypeAlias = Literal["starting", "ready", "draining", "failed"]
 Wire: TypeAlias = Literal["native", "fastchat"]
 Capability: TypeAlias = Literal["chat", "completions", "embeddings", "score"]
 Feature: TypeAlias = Literal[
-    "structured_outputs", "prompt_logprobs", "template_variables", "reasoning_effort"
+    "structured_outputs",
+    "prompt_logprobs",
+    "template_variables",
+    "reasoning_effort",
+    "beam_search",
+    "suffix",
 ]
 """What a model may lack: answers held to a grammar, log probabilities of the prompt, a chat
-template with variables of its own."""
+template with variables of its own or a switch for reasoning, beams, tokens that mark a gap."""
 
 
 class _Record(BaseModel):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from json.encoder import encode_basestring
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import from_json, to_json
@@ -20,6 +20,18 @@ from protocol.errors import TriremeError
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 TokenIds: TypeAlias = list[Annotated[int, Field(ge=0)]]
+MAX_BEAMS: Final = 16
+_NOT_IN_BEAM_SEARCH: Final = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "stop": []}
+"""What would change how a beam search goes, by its value that asks for nothing."""
+
+
+def not_in_beam_search(sampling: Any) -> str | None:
+    """The first field of `sampling` (`SamplingParams`, or with its names) that beam search cannot
+    honour, or None."""
+    for name, nothing in _NOT_IN_BEAM_SEARCH.items():
+        if getattr(sampling, name) != nothing:
+            return name
+    return None
 
 
 class _Wire(BaseModel):
@@ -34,7 +46,10 @@ class SamplingParams(_Wire):
         temperature: 0 is greedy.
         top_k: -1 is off.
         seed: None lets the worker draw one; noise depends on (seed, choice, position) alone.
-        n: number of choices. best_of: number generated, of which the n best are kept.
+        n: number of choices. best_of: number generated, of which the n best are kept by the mean
+            log probability of their tokens; with beam search the number of beams.
+        use_beam_search: search for the likeliest texts instead of sampling, as transformers does.
+        length_penalty: of beam search: a text's score is divided by its length to this power.
         logprobs: None is off; k gives the chosen token's and the k best ones', raw distribution.
         prompt_logprobs: the same for the prompt's tokens.
         logit_bias: token id (as decimal text, JSON has no other keys) to bias.
@@ -66,6 +81,11 @@ class SamplingParams(_Wire):
     skip_special_tokens: bool = True
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+    @property
+    def num_sequences(self) -> int:
+        """Texts that are worked on at once."""
+        return max(self.n, self.best_of or 0)
 
 
 class Structure(_Wire):
@@ -123,6 +143,8 @@ class GenerateRequest(_Wire):
         messages: OpenAI messages, rendered by the worker's template; control tokens that a user
             typed in them stay text.
         prompt: a rendered prompt: special tokens in it are special tokens.
+        suffix: the text that follows what is generated, which is inserted between a `prompt` or
+            `prompt_ids` and this; then a `prompt` is plain text, special tokens in it too.
         add_special_tokens: whether `prompt` gets the tokenizer's BOS (and the like).
         conv_stops: add the conversation template's own stop strings and ids (set for chat).
         tools: functions that the template tells the model of.
@@ -146,6 +168,7 @@ class GenerateRequest(_Wire):
     messages: list[dict[str, Any]] | None = None
     prompt: str | None = None
     prompt_ids: TokenIds | None = None
+    suffix: str | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True
     continue_final_message: bool = False
@@ -172,6 +195,8 @@ class GenerateRequest(_Wire):
             return self
         if len(self.resume) != self.sampling.n or self.sampling.seed is None:
             raise ValueError("resume needs every choice, and the seed")
+        if self.sampling.num_sequences != self.sampling.n or self.sampling.use_beam_search:
+            raise ValueError("the best of several cannot be resumed")
         return self
 
     @model_validator(mode="after")
@@ -179,6 +204,8 @@ class GenerateRequest(_Wire):
         given = [x for x in (self.messages, self.prompt, self.prompt_ids) if x is not None]
         if len(given) != 1:
             raise ValueError("give exactly one of messages, prompt, prompt_ids")
+        if self.suffix is not None and (self.messages is not None or self.echo):
+            raise ValueError("suffix needs a prompt, and excludes echo")
         return self
 
 

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, model_validator
 
 from protocol.generation import Structure
+from protocol.openai_choices import check_choices
 from protocol.openai_fields import (
-    MAX_CHOICES,
     Inputs,
     LogitBias,
     Needs,
@@ -158,8 +158,8 @@ class GenerationFields(_Inert):
     """token id → number that is added to its logit"""
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
     """a signed 64-bit integer; same request and seed, same answer; random without one"""
-    use_beam_search: Annotated[bool, only(False)] = False
-    """beams instead of samples"""
+    use_beam_search: Annotated[bool, Needs("beam_search", (False,))] = False
+    """search for the `n` likeliest texts instead of sampling, with `n` beams (at most 16)"""
     stop_token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
         default_factory=list, max_length=1024
     )
@@ -291,6 +291,7 @@ class ChatCompletionRequest(GenerationFields):
             raise fault("invalid_request", "it needs 'logprobs' to be true.", "top_logprobs")
         if self.tool_use.forced and structure_of(self.response_format, self.structured_outputs):
             raise fault("invalid_value", "it excludes a forced tool call.", "response_format")
+        check_choices(self)
         _check_json_is_named(self.response_format, self.messages)
         _check_template_kwargs(self.chat_template_kwargs)
         self._check_turns(self.messages)
@@ -334,18 +335,20 @@ class CompletionRequest(GenerationFields):
     """POST /v1/completions."""
 
     prompt: Inputs
-    """a text, a list of texts, token ids, or a list of lists of token ids; n × prompts is at most
-    2,048"""
+    """a text, a list of texts, token ids, or a list of lists of token ids; n (or
+    `best_of`) × prompts is at most 2,048"""
     max_tokens: Annotated[int, Field(ge=1)] = 16
     """most tokens of each answer"""
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     """alternatives for each token, as OpenAI's four arrays"""
     best_of: Annotated[int, Field(ge=1, le=128)] | None = None
-    """must equal `n`; more is not supported yet"""
+    """so many are generated, and the `n` with the highest mean log probability are given, best
+    first; all are counted in `usage`; more than `n` is not streamed; with `use_beam_search` it is
+    the number of beams"""
     add_special_tokens: bool = True
     """whether a text prompt gets the tokenizer's BOS and the like"""
-    suffix: Unsupported = None
-    """the text after the answer"""
+    suffix: Annotated[str | None, Needs("suffix")] = None
+    """the text behind the gap that is filled, for models that were trained for it"""
 
     @property
     def token_limit(self) -> int | None:
@@ -353,13 +356,9 @@ class CompletionRequest(GenerationFields):
 
     @model_validator(mode="after")
     def _completion_options_agree(self) -> CompletionRequest:
-        if self.n * len(self.prompt) > MAX_CHOICES:
-            message = f"{self.n} x {len(self.prompt)} prompts exceeds {MAX_CHOICES} choices."
-            raise fault("integer_above_max_value", message, "n")
-        if self.best_of is not None and self.best_of < self.n:
-            raise fault("invalid_value", f"{self.best_of} is less than n, {self.n}.", "best_of")
-        if self.best_of is not None and self.best_of > self.n:
-            raise fault("unsupported_parameter", "more than n is not supported yet.", "best_of")
+        check_choices(self, prompts=len(self.prompt), best_of=self.best_of)
+        if self.suffix and self.echo:
+            raise fault("unsupported_parameter", "it does not go with 'suffix'.", "echo")
         return self
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol.errors import TriremeError, quoted
-from protocol.generation import GenerateRequest, SamplingParams
+from protocol.generation import MAX_BEAMS, GenerateRequest, SamplingParams, not_in_beam_search
 from worker.engine.protocol import EngineInfo, SequenceParams
 from worker.text.choice import TextOptions
 from worker.text.prompt import EncodedPrompt
@@ -38,9 +38,15 @@ NATIVE: Final = Manner()
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A request that is valid for this model: what goes to the engine, what to each choice."""
+    """A request that is valid for this model.
+
+    Attributes:
+        params: for the engine. n: choices that it generates.
+        text: for each choice.
+    """
 
     params: SequenceParams
+    n: int
     text: TextOptions
 
 
@@ -62,7 +68,8 @@ def plan(
         TriremeError: 400, naming the offending value and the limit.
     """
     sampling = request.sampling
-    _refuse_unsupported(sampling)
+    beam_width = _beam_width(request, info)
+    ranked = not sampling.use_beam_search and sampling.num_sequences > sampling.n
     if grammar is not None and sampling.min_tokens:
         message = "min_tokens does not go with structured output, which decides where it ends."
         raise TriremeError("invalid_value", message, param="min_tokens")
@@ -75,11 +82,11 @@ def plan(
     asked_ids = tuple(sampling.stop_token_ids)
     if request.conv_stops:
         asked_ids += template.stop_token_ids
-    eos_ids = () if sampling.ignore_eos else info.eos_token_ids
+    eos_ids = () if sampling.ignore_eos else (*info.eos_token_ids, *prompt.ends)
     stops = (*sampling.stop, *(template.stops if request.conv_stops else ()))
     if grammar is not None:
         stops = ()  # the grammar ends the text: cut short it would not be what was asked for
-    greedy = sampling.temperature < _GREEDY_BELOW or sampling.top_p == 0
+    greedy = sampling.use_beam_search or sampling.temperature < _GREEDY_BELOW or sampling.top_p == 0
     return Plan(
         SequenceParams(
             max_tokens=max_tokens,
@@ -94,12 +101,15 @@ def plan(
             logit_bias=_logit_bias(sampling.logit_bias, info.vocab_size),
             seed=draw_seed() if sampling.seed is None else sampling.seed,
             stop_token_ids=tuple(dict.fromkeys((*eos_ids, *asked_ids))),
-            eos_token_ids=info.eos_token_ids,
-            logprobs=sampling.logprobs,
+            eos_token_ids=(*info.eos_token_ids, *prompt.ends),
+            logprobs=0 if ranked and sampling.logprobs is None else sampling.logprobs,
             # what goes on has told its prompt
             prompt_logprobs=None if request.resume else sampling.prompt_logprobs,
             grammar=grammar,
+            beam_width=beam_width,
+            length_penalty=sampling.length_penalty,
         ),
+        sampling.num_sequences if ranked else sampling.n,
         TextOptions(
             stops=stops,
             include_stop=sampling.include_stop_str_in_output,
@@ -180,11 +190,27 @@ def _logit_bias(asked: dict[str, float], vocab_size: int) -> tuple[tuple[int, fl
     return tuple(biases)
 
 
-def _refuse_unsupported(sampling: SamplingParams) -> None:
-    if sampling.use_beam_search:
-        raise TriremeError(
-            "unsupported_parameter", "Beam search is not supported.", param="use_beam_search"
-        )
-    if sampling.best_of is not None and sampling.best_of != sampling.n:
-        message = f"best_of {sampling.best_of} is not supported: it must equal n ({sampling.n})."
-        raise TriremeError("unsupported_parameter", message, param="best_of")
+def _beam_width(request: GenerateRequest, info: EngineInfo) -> int:
+    """Beams of the search, 0 for none; a search with one beam is greedy decoding."""
+    sampling = request.sampling
+    if sampling.best_of is not None and sampling.best_of < sampling.n:
+        message = f"best_of {sampling.best_of} is less than n, {sampling.n}."
+        raise TriremeError("invalid_value", message, param="best_of")
+    if not sampling.use_beam_search:
+        return 0
+    if not info.beams:
+        message = f"The engine {info.engine} has no beam search."
+        raise TriremeError("unsupported_by_model", message, param="use_beam_search")
+    structure = request.structure
+    misfit = not_in_beam_search(sampling) or (structure.param if structure else None)
+    if misfit is not None:
+        message = f"{misfit} does not go with beam search."
+        raise TriremeError("unsupported_parameter", message, param=misfit)
+    width = sampling.num_sequences
+    if width > MAX_BEAMS:
+        message = f"Beam search keeps at most {MAX_BEAMS} beams, not {width}."
+        raise TriremeError("integer_above_max_value", message, param="n")
+    if width + len(sampling.stop_token_ids) + len(info.eos_token_ids) > info.vocab_size:
+        message = f"The vocabulary of {info.vocab_size} tokens is too small for {width} beams."
+        raise TriremeError("invalid_value", message, param="n")
+    return width if width > 1 else 0

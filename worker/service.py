@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from protocol.errors import TriremeError
 from protocol.generation import (
     Begun,
+    Delta,
     DetokenizeRequest,
     DetokenizeResponse,
     Done,
@@ -26,6 +27,7 @@ from protocol.generation import (
     FinishReason,
     GenerateRequest,
     Prompt,
+    SamplingParams,
     Started,
     TokenizeRequest,
     TokenizeResponse,
@@ -35,6 +37,7 @@ from worker.engine.outputs import Output
 from worker.engine.protocol import Job, PromptOutput, StepOutput
 from worker.metrics import Metrics
 from worker.runtime import Ready, Runtime
+from worker.text.best_of import BestOf
 from worker.text.choice import Choice, readable
 from worker.text.prompt import EncodedPrompt, effort_kwargs
 from worker.text.reading import FORCED_CALLS, Reading
@@ -50,6 +53,8 @@ _PROMPT_PIECE = 256
 _WHOLE_HOLD_S, _WHOLE_INTERVAL = 1.0, 64
 """Seconds and tokens between two deltas that nobody reads before the answer's end: short against
 the longest pause that a gateway takes for life."""
+_ALIVE_S, _ALIVE = 20.0, Delta(0, 0, [], "")
+"""What is sent after so many seconds where nothing may be told before the end."""
 
 
 class Service:
@@ -101,7 +106,9 @@ class Service:
             made = self._plan(ready, request, prompt, grammar, manner)
             begun = request.resume or ()
             num_tokens = len(prompt.ids) + sum(len(choice.ids) for choice in begun)
-            place = ready.admission.enter(num_tokens, request.sampling.n, request.priority)
+            place = ready.admission.enter(
+                num_tokens, request.sampling.num_sequences, request.priority
+            )
             with place as ticket:
                 started = Started(
                     len(prompt.ids), self._runtime.instance_id, ready.digest, made.params.seed
@@ -120,6 +127,8 @@ class Service:
                     yield [run.done()]
                     return
                 stream = run.events(_hold_s(request, made), ticket.first_output)
+                if made.n > request.sampling.n:
+                    stream = _best(stream, request.sampling)
                 async with aclosing(stream) as batches:
                     async for events in batches:
                         yield events
@@ -156,7 +165,7 @@ class Service:
             job_id=f"{self._num_jobs}:{request.request_id}",
             prompt_ids=prompt.ids,
             params=made.params,
-            n=request.sampling.n,
+            n=made.n,
             priority=request.priority,
             deadline_s=left,
             cache_salt=request.cache_salt,
@@ -177,6 +186,8 @@ class Service:
 
     async def _encode(self, ready: Ready, request: GenerateRequest) -> EncodedPrompt:
         """Prompt ids; a long text is tokenized beside the event loop."""
+        if request.suffix is not None:
+            return await self._encode_gap(ready, request, request.suffix)
         if request.prompt_ids is not None:
             return ready.text.encode_ids(request.prompt_ids, ready.info.vocab_size)
         if request.prompt is not None:
@@ -196,6 +207,16 @@ class Service:
     ) -> EncodedPrompt:
         encode = partial(ready.text.encode_prompt, text, add_special_tokens=add_special_tokens)
         return await _fitting(len(text), encode)
+
+    async def _encode_gap(
+        self, ready: Ready, request: GenerateRequest, suffix: str
+    ) -> EncodedPrompt:
+        prefix: str | list[int] = request.prompt or ""
+        if request.prompt_ids is not None:
+            prefix = ready.text.encode_ids(request.prompt_ids, ready.info.vocab_size).ids
+        special = request.add_special_tokens
+        encode = partial(ready.text.encode_gap, prefix, suffix, add_special_tokens=special)
+        return await _fitting(len(prefix) + len(suffix), encode)
 
     async def _encode_messages(
         self,
@@ -291,6 +312,7 @@ class _Run:
         self._first = min((index for index, _ in job.choices), default=0)
         self._last_token_at: list[float | None] = [None] * job.n
         self._began = False
+        self._told_s = arrived
         self._cached_tokens = 0
         self._scored = 0
         self._metrics.prompt_tokens.inc(len(prompt.ids))
@@ -334,7 +356,7 @@ class _Run:
                     for piece in self._prompt_events(scored):
                         yield [piece]
                         await asyncio.sleep(0)
-                events = self._deltas(outputs)
+                events = self._deltas(outputs) or self._alive()
                 if not self._unfinished:
                     yield [*events, self.done()]
                     return
@@ -347,7 +369,7 @@ class _Run:
         deltas: list[Event] = []
         fresh: dict[int, int] = {}
         for output in outputs:
-            if isinstance(output, PromptOutput):
+            if isinstance(output, PromptOutput) or not (output.ids or output.finish):
                 continue
             index = output.index
             choice = self._choices[index]
@@ -364,6 +386,14 @@ class _Run:
                 self._finish(choice, choice.finish, output)
         self._observe(fresh)
         return deltas
+
+    def _alive(self) -> list[Event]:
+        """A sign of life of a search that has nothing to tell yet."""
+        now_s = time.monotonic()
+        if not self._job.params.beam_width or now_s - self._told_s < _ALIVE_S:
+            return []
+        self._told_s = now_s
+        return [_ALIVE]
 
     def _finish(self, choice: Choice, reason: FinishReason, output: StepOutput) -> None:
         self._unfinished -= 1
@@ -408,6 +438,25 @@ class _Run:
                 self._metrics.first_token_s.observe(now - self._arrived)
             self._last_token_at[index] = now
             self._metrics.generation_tokens.inc(tokens)
+
+
+async def _best(
+    stream: AsyncGenerator[list[Event], None], sampling: SamplingParams
+) -> AsyncGenerator[list[Event], None]:
+    """The same events with the deltas of the best choices alone, before `Done`."""
+    held = BestOf(sampling.n, shows_logprobs=sampling.logprobs is not None)
+    told_s = time.monotonic()
+    async with aclosing(stream) as batches:
+        async for events in batches:
+            held.hold(event for event in events if isinstance(event, Delta))
+            others: list[Event] = [event for event in events if not isinstance(event, Delta)]
+            if events and isinstance(events[-1], Done):
+                yield [*held.best(), *others]
+            elif others:
+                yield others
+            elif time.monotonic() - told_s > _ALIVE_S:
+                told_s = time.monotonic()
+                yield [_ALIVE]
 
 
 def _reading(ready: Ready, request: GenerateRequest, prompt: EncodedPrompt) -> Reading | None:

@@ -29,6 +29,7 @@ MODELS: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
     "api": (APIChatCompletionRequest, CHAT),
 }
 MISSING = object()
+BEAMS = {"use_beam_search": True, "n": 3}
 
 
 def read(kind: str, fields: dict[str, Any], *, lenient: bool = False) -> Any:
@@ -295,7 +296,27 @@ ROWS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
         ("chat", {"chat_template_kwargs": kwargs}, "chat_template_kwargs", UNKNOWN, {})
         for kwargs in BAD_KWARGS
     ),
-    ("chat", {"use_beam_search": True}, "use_beam_search", UNSUPPORTED, {"use_beam_search": False}),
+    ("chat", {"use_beam_search": 1}, "use_beam_search", TYPE, {"use_beam_search": True}),
+    ("chat", {**BEAMS, "n": 17}, "n", TOO_BIG, {**BEAMS, "n": 16}),
+    (
+        "chat",
+        {**BEAMS, "temperature": 0.5},
+        "temperature",
+        UNSUPPORTED,
+        {**BEAMS, "temperature": 0},
+    ),
+    ("chat", {**BEAMS, "top_p": 0.5}, "top_p", UNSUPPORTED, {**BEAMS, "top_p": 1}),
+    ("chat", {**BEAMS, "top_k": 3}, "top_k", UNSUPPORTED, {**BEAMS, "seed": 3, "stream": True}),
+    ("chat", {**BEAMS, "min_p": 0.1}, "min_p", UNSUPPORTED, {**BEAMS, "repetition_penalty": 1.2}),
+    ("chat", {**BEAMS, "stop": "x"}, "stop", UNSUPPORTED, {**BEAMS, "stop_token_ids": [1]}),
+    (
+        "text",
+        {**BEAMS, "structured_outputs": {"regex": "a"}},
+        "structured_outputs",
+        UNSUPPORTED,
+        {**BEAMS, "temperature": None, "length_penalty": 0.5},
+    ),
+    ("text", {**BEAMS, "best_of": 17}, "best_of", TOO_BIG, {**BEAMS, "best_of": 16}),
     ("chat", {"store": True}, "store", UNSUPPORTED, {"store": False}),
     ("chat", {"service_tier": "flex"}, "service_tier", UNSUPPORTED, {"service_tier": "auto"}),
     ("chat", {"modalities": ["audio"]}, "modalities", UNSUPPORTED, {"modalities": ["text"]}),
@@ -328,8 +349,17 @@ ROWS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
         {"prompt": ["a"] * 2048},
     ),
     ("text", {"prompt": ["a"] * 20, "n": 128}, "n", TOO_BIG, {"prompt": ["a"] * 16, "n": 128}),
-    ("text", {"suffix": "x"}, "suffix", UNSUPPORTED, {"suffix": None}),
-    ("text", {"best_of": 3}, "best_of", UNSUPPORTED, {"best_of": 1}),
+    ("text", {"suffix": 5}, "suffix", TYPE, {"suffix": "x"}),
+    ("text", {"suffix": "x", "echo": True}, "echo", UNSUPPORTED, {"suffix": "", "echo": True}),
+    ("text", {"best_of": 129}, "best_of", TOO_BIG, {"best_of": 128}),
+    ("text", {"best_of": 3, "stream": True}, "best_of", "invalid_request", {"best_of": 3}),
+    (
+        "text",
+        {"prompt": ["a"] * 20, "best_of": 128},
+        "best_of",
+        TOO_BIG,
+        {"prompt": ["a"] * 16, "best_of": 128},
+    ),
     ("text", {"best_of": 1, "n": 2}, "best_of", VALUE, {"best_of": 2, "n": 2}),
     ("embed", {"input": []}, "input", "empty_array", {"input": ["a"]}),
     ("embed", {"input": ""}, "input", VALUE, {"input": " "}),

@@ -10,6 +10,9 @@ import aiohttp
 import orjson
 import pytest
 
+from gateway.fastchat_client import needs_native
+from gateway.translate import completion_requests
+from protocol.openai import CompletionRequest
 from tests.gateway.fake_fastchat import FakeFastChatWorker, fastchat_record
 from tests.gateway.fakes import MODEL, FakeWorker, Stack, record, serving, stack, until
 
@@ -181,6 +184,7 @@ async def test_token_check(http: aiohttp.ClientSession) -> None:
         ({"logprobs": True, "top_logprobs": 1}, "top_logprobs"),
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
         ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"use_beam_search": True, "n": 2}, "use_beam_search"),
     ],
 )
 async def test_what_the_wire_cannot_carry_is_refused_by_name(
@@ -195,6 +199,15 @@ async def test_what_the_wire_cannot_carry_is_refused_by_name(
             param,
         )
         assert worker.calls == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"), [({"best_of": 2}, "best_of"), ({"suffix": "x"}, "suffix")]
+)
+def test_completions_that_the_wire_cannot_carry(fields: dict[str, Any], param: str) -> None:
+    asked = CompletionRequest.model_validate({"model": "m", "prompt": "a", **fields})
+    [request] = completion_requests(asked, request_id="r", deadline_s=1.0, cache_salt="")
+    assert needs_native(request) == param
 
 
 async def test_such_a_request_goes_to_a_native_worker_of_the_model(

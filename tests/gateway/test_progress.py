@@ -20,21 +20,21 @@ REQUEST = GenerateRequest(request_id="r", model="m", prompt="x", sampling=Sampli
 
 
 def taken(*events: Event) -> Progress:
-    progress = Progress()
+    progress = Progress(REQUEST)
     assert progress.take(list(events)) == list(events)
     return progress
 
 
 def test_before_anything_the_request_is_sent_as_it_is() -> None:
-    progress = Progress()
-    assert progress.attempt(REQUEST) is REQUEST
+    progress = Progress(REQUEST)
+    assert progress.attempt() is REQUEST
     assert progress.digest is None
     assert not progress.delivered
 
 
 def test_a_request_that_began_keeps_its_seed_and_says_it_began_once() -> None:
     progress = taken(STARTED)
-    again = progress.attempt(REQUEST)
+    again = progress.attempt()
     assert (again.sampling.seed, again.resume) == (7, None)
     assert progress.digest is None, "any worker may begin"
     assert progress.take([Started(3, "w2", "d2", seed=7)]) == []
@@ -47,7 +47,7 @@ def test_the_next_worker_gets_the_tokens_so_far() -> None:
         Delta(1, 0, [8], "x", finish_reason="stop"),
         Delta(0, 2, [7], "c"),
     )
-    again = progress.attempt(REQUEST)
+    again = progress.attempt()
     assert again.resume == [Begun(ids=[5, 6, 7]), Begun(ids=[8], ended=True)]
     assert progress.digest == "d1"
     assert progress.num_tokens == 4
@@ -62,7 +62,7 @@ def test_a_gap_and_a_repetition_are_faults_and_are_not_passed_on() -> None:
         assert progress.take([Delta(0, pos, [6], "b"), Delta(0, 1, [6], "b")]) == []
         assert progress.fault is not None
         assert progress.fault.code == "worker_lost"
-        assert progress.attempt(REQUEST).resume == [Begun(ids=[5]), Begun(ids=[])]
+        assert progress.attempt().resume == [Begun(ids=[5]), Begun(ids=[])]
         assert progress.fault is None, "the next worker begins without"
 
 
@@ -83,7 +83,7 @@ def test_a_prompt_is_told_once_however_it_is_cut() -> None:
 
     progress = taken(STARTED, piece(0, 2))
     assert progress.delivered
-    assert progress.attempt(REQUEST).resume is None, "no token was chosen yet"
+    assert progress.attempt().resume is None, "no token was chosen yet"
     assert progress.take([STARTED, piece(0, 1)]) == []
     assert progress.take([piece(1, 4)]) == [Prompt([2, 3], "", scores[2:4])]
     assert progress.take([piece(4, 5)]) == [piece(4, 5)]

@@ -113,6 +113,14 @@ def test_each_prompt_is_a_request() -> None:
     assert not any(r.conv_stops or r.add_special_tokens for r in requests)
 
 
+def test_beam_search_samples_nothing_and_an_empty_suffix_is_none() -> None:
+    [request] = completions(use_beam_search=True, n=2, best_of=3, suffix="")
+    sampling = request.sampling
+    assert (sampling.use_beam_search, sampling.temperature) == (True, 0.0)
+    assert (sampling.n, sampling.best_of, request.suffix) == (2, 3, None)
+    assert completions(suffix="b")[0].suffix == "b"
+
+
 def test_echoed_logprobs_need_the_prompts() -> None:
     assert completions(echo=True, logprobs=2)[0].sampling.prompt_logprobs == 2
     assert completions(echo=True)[0].sampling.prompt_logprobs is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,12 +13,16 @@ from worker.engine.protocol import EngineInfo
 from worker.text.prompt import EncodedPrompt
 from worker.text.templates import NamedTemplate
 
-INFO = EngineInfo("sim", context_length=100, eos_token_ids=(9,), vocab_size=50, capacity=4)
+INFO = EngineInfo(
+    "paged", context_length=100, eos_token_ids=(9,), vocab_size=50, capacity=4, beams=True
+)
 
 
 def planned(prompt_tokens: int = 10, param: str = "prompt", **fields: Any) -> Plan:
     conv_stops = fields.pop("conv_stops", False)
     manner = fields.pop("manner", NATIVE)
+    info = fields.pop("info", INFO)
+    ends = fields.pop("ends", ())
     request = GenerateRequest(
         request_id="r",
         model="m",
@@ -25,9 +30,9 @@ def planned(prompt_tokens: int = 10, param: str = "prompt", **fields: Any) -> Pl
         conv_stops=conv_stops,
         sampling=SamplingParams(**fields),
     )
-    prompt = EncodedPrompt([1] * prompt_tokens, "x", param, context=(1,))
+    prompt = EncodedPrompt([1] * prompt_tokens, "x", param, context=(1,), ends=ends)
     template = NamedTemplate(conversation.plain())
-    return plan(request, prompt, INFO, template, manner=manner, interval=1, draw_seed=lambda: 77)
+    return plan(request, prompt, info, template, manner=manner, interval=1, draw_seed=lambda: 77)
 
 
 def refusal(**fields: Any) -> TriremeError:
@@ -103,6 +108,12 @@ def test_end_of_sequence_stops_unless_ignored() -> None:
     assert (ignored.stop_token_ids, ignored.eos_token_ids) == ((3,), (9,))
 
 
+def test_a_prompts_own_ends_stop_as_the_end_of_sequence_does() -> None:
+    params = planned(ends=(4,), stop_token_ids=[3]).params
+    assert (params.stop_token_ids, params.eos_token_ids) == ((9, 4, 3), (9, 4))
+    assert planned(ends=(4,), ignore_eos=True).params.stop_token_ids == ()
+
+
 def test_only_requested_stop_tokens_are_reported() -> None:
     assert planned(stop_token_ids=[3, 9]).text.reported_stop_ids == {3}
 
@@ -129,10 +140,48 @@ def test_a_seed_is_drawn_when_none_is_given() -> None:
     assert planned(seed=0).params.seed == 0
 
 
-def test_beam_search_and_best_of_are_refused_by_name() -> None:
-    assert refusal(use_beam_search=True).param == "use_beam_search"
-    assert refusal(best_of=3, n=2).code == "unsupported_parameter"
-    assert planned(best_of=2, n=2)
+def test_best_of_generates_more_and_needs_what_ranks_them() -> None:
+    made = planned(best_of=3, n=2)
+    assert (made.n, made.params.logprobs, made.params.beam_width) == (3, 0, 0)
+    assert planned(best_of=3, n=2, logprobs=4).params.logprobs == 4
+    same = planned(best_of=2, n=2)
+    assert (same.n, same.params.logprobs) == (2, None)
+    assert refusal(best_of=1, n=2).param == "best_of"
+
+
+def test_beam_search_has_a_width_and_gives_n() -> None:
+    made = planned(use_beam_search=True, n=2, best_of=5, length_penalty=0.5)
+    assert (made.n, made.params.beam_width, made.params.length_penalty) == (2, 5, 0.5)
+    assert (made.params.temperature, made.params.logprobs) == (0.0, None)
+    assert planned(use_beam_search=True, n=16).params.beam_width == 16
+
+
+def test_a_search_with_one_beam_is_greedy() -> None:
+    params = planned(use_beam_search=True, temperature=1.0).params
+    assert (params.beam_width, params.temperature) == (0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({"n": 17}, "n", "integer_above_max_value"),
+        ({"top_p": 0.9}, "top_p", "unsupported_parameter"),
+        ({"top_k": 5}, "top_k", "unsupported_parameter"),
+        ({"min_p": 0.1}, "min_p", "unsupported_parameter"),
+        ({"stop": ["x"]}, "stop", "unsupported_parameter"),
+        ({"n": 16, "stop_token_ids": list(range(40))}, "n", "invalid_value"),
+    ],
+)
+def test_what_does_not_go_with_beam_search_is_named(
+    fields: dict[str, Any], param: str, code: str
+) -> None:
+    error = refusal(use_beam_search=True, **fields)
+    assert (error.param, error.code) == (param, code)
+
+
+def test_an_engine_without_beams_refuses_them() -> None:
+    error = refusal(use_beam_search=True, info=replace(INFO, beams=False))
+    assert (error.param, error.code) == ("use_beam_search", "unsupported_by_model")
 
 
 def test_a_dialect_may_have_max_tokens_cut_to_the_room() -> None:

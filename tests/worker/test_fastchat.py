@@ -102,7 +102,7 @@ async def test_more_new_tokens_than_there_is_room_for_are_cut(start_worker: Any)
         ({"prompt": "x", "temperature": 3}, 40302),
         ({"prompt": "x", "max_new_tokens": 0}, 40302),
         ({"prompt": "x", "images": ["abc"]}, 40301),
-        ({"prompt": "x", "use_beam_search": True}, 40001),
+        ({"prompt": "x", "use_beam_search": True}, 40301),
         ({"prompt": ""}, 40302),
     ],
 )

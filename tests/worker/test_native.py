@@ -100,6 +100,46 @@ async def test_logprobs_are_one_a_token(worker: Any) -> None:
         assert all(len(one.top) == 3 for one in delta.logprobs)
 
 
+async def test_best_of_answers_the_choices_with_the_best_mean_logprob(worker: Any) -> None:
+    sampling = {"n": 6, "seed": 3, "max_tokens": 5, "logprobs": 1, "stop": ["ar"]}
+    every = [e for e in await worker.events(prompt="hi", sampling=sampling) if isinstance(e, Delta)]
+
+    def worth(index: int) -> float:
+        own = [one.logprob for e in every if e.index == index for one in e.logprobs or []]
+        return sum(own) / len(own)
+
+    ranked = sorted(range(6), key=worth, reverse=True)
+    events = await worker.events(prompt="hi", sampling={**sampling, "n": 2, "best_of": 6})
+    for rank in (0, 1):
+        assert text_of(events, rank) == text_of(every, ranked[rank])
+        own = [e for e in every if e.index == ranked[rank]]
+        kept = [e for e in events if isinstance(e, Delta) and e.index == rank]
+        assert [(e.pos, e.ids, e.logprobs, e.finish_reason, e.stop_reason) for e in kept] == [
+            (e.pos, e.ids, e.logprobs, e.finish_reason, e.stop_reason) for e in own
+        ]
+    assert {e.index for e in events if isinstance(e, Delta)} == {0, 1}
+    made = sum(len(e.ids) for e in every)
+    assert events[-1] == Done(prompt_tokens=2, completion_tokens=made)
+
+
+async def test_best_of_shows_no_logprobs_that_nobody_asked_for(worker: Any) -> None:
+    sampling = {"best_of": 3, "prompt_logprobs": 1}
+    events = await worker.events(prompt="hi", sampling=sampling)
+    assert [type(e) for e in events[:2]] == [Started, Prompt]
+    deltas = [e for e in events if isinstance(e, Delta)]
+    assert {e.index for e in deltas} == {0}
+    assert all(e.logprobs is None for e in deltas)
+    assert events[-1].completion_tokens == 24
+
+
+async def test_best_of_ends_at_its_deadline_and_with_its_reader(start_worker: Any) -> None:
+    worker = await start_worker(sim_tokens=1000, sim_itl_ms=5)
+    events = await worker.events(prompt="x", sampling={"best_of": 3}, deadline_s=0.2)
+    assert isinstance(events[-1], Failed)
+    assert events[-1].code == "deadline_exceeded"
+    await worker.until_idle(0.5)
+
+
 async def test_token_ids_as_prompt(worker: Any) -> None:
     by_ids = await worker.events(prompt_ids=list(b"hello"))
     assert text_of(by_ids) == text_of(await worker.events(prompt="hello"))
@@ -140,8 +180,16 @@ async def test_a_long_prompt_is_tokenized_too(worker: Any) -> None:
         (
             {"prompt": "x", "sampling": {"use_beam_search": True}},
             400,
-            "unsupported_parameter",
+            "unsupported_by_model",
             "use_beam_search",
+        ),
+        ({"prompt": "x", "suffix": "y"}, 400, "unsupported_by_model", "suffix"),
+        ({"prompt": "x", "suffix": "y", "echo": True}, 400, "invalid_body", None),
+        (
+            {"prompt": "x", "sampling": {"n": 2, "best_of": 1}},
+            400,
+            "invalid_value",
+            "best_of",
         ),
         ({"prompt": "x", "sampling": {"n": 0}}, 400, "invalid_value", "sampling.n"),
         ({}, 400, "invalid_body", None),

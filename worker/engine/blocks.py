@@ -38,6 +38,10 @@ class BlockPool:
         """Blocks that nobody holds, those with cached content included."""
         return len(self._free)
 
+    def is_free(self, block: int) -> bool:
+        """Whether nobody holds `block`."""
+        return self._refs[block] == 0
+
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks needed to hold `num_tokens`."""
         return -(-num_tokens // self.block_size)
@@ -74,6 +78,26 @@ class BlockPool:
             seq.block_table.append(block)
         seq.num_hashed = len(seq.block_table)
         return seq.num_hashed * self.block_size
+
+    def fork(self, seq: Sequence, branch: Sequence) -> tuple[int, int] | None:
+        """Let an empty `branch` hold what is computed of `seq`, whose tokens it begins with.
+
+        Full blocks are shared. Of the last, partly filled one the branch gets a block of its own,
+        and the two are returned: the content of the first is to be copied to the second. When no
+        block is free for it those tokens stay to be computed.
+        """
+        full, rest = divmod(seq.num_computed, self.block_size)
+        branch.block_table = seq.block_table[:full]
+        for block in branch.block_table:
+            self._refs[block] += 1
+        branch.block_hashes = seq.block_hashes[:full]
+        branch.num_hashed = min(seq.num_hashed, full)
+        branch.num_computed = full * self.block_size
+        if not rest or not self._free:
+            return None
+        self.grow(branch, seq.num_computed)
+        branch.num_computed = seq.num_computed
+        return seq.block_table[full], branch.block_table[full]
 
     def publish(self, seq: Sequence) -> None:
         """Make the full, computed blocks of `seq` findable by content."""

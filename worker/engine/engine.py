@@ -18,6 +18,7 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeAlias, cast
 
+from worker.engine.beams import BeamGroup, BeamSearch, Candidates
 from worker.engine.blocks import BlockPool
 from worker.engine.grammar import GrammarError, Grammars, Matcher
 from worker.engine.protocol import (
@@ -56,6 +57,7 @@ class RowResult:
         finite: False when the row's logits were not finite: the sequence fails alone.
         late: whether a step launched meanwhile went on from another token than `token_id`, so that
             what it computed for the sequence must be computed again.
+        candidates: the next tokens of a beam, in place of a sampled one.
     """
 
     token_id: int | None = None
@@ -63,6 +65,7 @@ class RowResult:
     prompt_logprobs: SequenceOf[RawLogprob] = ()
     finite: bool = True
     late: bool = False
+    candidates: Candidates | None = None
 
 
 class Runner(Protocol):
@@ -73,6 +76,10 @@ class Runner(Protocol):
 
     def clear(self, blocks: list[int]) -> None:
         """Zero the content of blocks, behind all steps launched so far."""
+
+    def copy(self, pairs: SequenceOf[tuple[int, int]]) -> None:
+        """Copy the content of the first block of each pair to the second, behind all steps
+        launched so far."""
 
 
 class Pending(Protocol):
@@ -154,6 +161,7 @@ class EngineCore:
         )
         self._clock = clock
         self._jobs: dict[str, list[Sequence]] = {}
+        self._groups: dict[str, BeamGroup] = {}
         self._vocab_size, self._eos_token_ids = vocab_size, eos_token_ids
         self._described = ""
         self._grammars: Grammars | None = None
@@ -181,6 +189,8 @@ class EngineCore:
             return
         seqs = sequences_of(job, self._arrivals, self._clock(), matcher)
         self._jobs[job.job_id] = seqs
+        if job.params.beam_width:
+            self._groups[job.job_id] = BeamGroup(job, list(seqs), BeamSearch(job.params))
         self._prompt_tokens += len(job.prompt_ids)
         for seq in seqs:
             self._scheduler.add(seq)
@@ -279,12 +289,28 @@ class EngineCore:
         for item, result in alive:
             if item.seq.matcher is not None and item.seq.matcher.error:
                 outputs += self._fail_grammar(item.seq, item.seq.matcher.error)
+            elif item.seq.is_beam:
+                outputs += self._search(item.seq, result.candidates)
             elif result.token_id is not None:
                 output = step_output(item.seq, result)
                 self._generation_tokens += len(output.ids)
                 outputs.append((item.seq.job_id, output))
         self._forget([item.seq for item, _result in alive if item.seq.finish])
         return outputs
+
+    def _search(self, seq: Sequence, found: Candidates | None) -> list[tuple[str, Output]]:
+        """Take what a step found for a beam; the search goes on when it was the last one's."""
+        group = self._groups[seq.job_id]
+        if found is None or not group.take(seq, found):
+            return []
+        if copies := group.go_on(self._scheduler):
+            self.runner.copy(copies)
+        self._jobs[seq.job_id] = list(group.seqs)
+        if not group.seqs:
+            self._end(seq.job_id)
+        outputs = group.outputs()
+        self._generation_tokens += sum(len(output.ids) for output in outputs)
+        return [(seq.job_id, output) for output in outputs]
 
     def _is_alive(self, seq: Sequence) -> bool:
         return any(one is seq for one in self._jobs.get(seq.job_id, ()))
@@ -303,9 +329,13 @@ class EngineCore:
         return [(seq.job_id, PromptOutput(list(seq.prompt_logprobs)))]
 
     def _fail_bad(self, seq: Sequence) -> list[tuple[str, Output]]:
-        self.runner.clear(seq.block_table)
-        self._pool.discard(seq)
-        self._drop(self._jobs[seq.job_id])
+        """Fail a job; its blocks are cleared, but for those that other jobs go on with."""
+        seqs = self._jobs[seq.job_id]
+        held = {block for one in seqs for block in one.block_table}
+        for one in seqs:
+            self._pool.discard(one)
+        self._drop(seqs)
+        self.runner.clear(sorted(filter(self._pool.is_free, held)))
         return [(seq.job_id, JobFailed("bad_logits", BAD_LOGITS))]
 
     def _fail_grammar(self, seq: Sequence, reason: str) -> list[tuple[str, Output]]:
@@ -331,7 +361,11 @@ class EngineCore:
             if left:
                 self._jobs[seq.job_id] = left
             else:
-                self._jobs.pop(seq.job_id, None)
+                self._end(seq.job_id)
+
+    def _end(self, job_id: str) -> None:
+        self._jobs.pop(job_id, None)
+        self._groups.pop(job_id, None)
 
     def _count(self, batch: SequenceOf[Scheduled], seconds: float) -> None:
         prefill = sum(item.num_new for item in batch if item.num_new > 1)

@@ -27,6 +27,8 @@ class SequenceParams:
         prompt_logprobs: the same for the prompt's tokens.
         grammar: what the text must be, in llguidance's JSON; tokens that it leaves no choice about
             cost no step, unless their log probabilities are asked for.
+        beam_width: 0 samples; from 2 on a beam search gives the job's `n` likeliest texts, at its
+            end. length_penalty: a text's score is divided by its length to this power.
     """
 
     max_tokens: int
@@ -45,6 +47,8 @@ class SequenceParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     grammar: str | None = None
+    beam_width: int = 0
+    length_penalty: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +123,8 @@ class StepOutput:
     Attributes:
         index: which choice.
         pos: position of `ids[0]` in the completion.
-        ids: new token ids, the stop token included when one ended it.
+        ids: new token ids, the stop token included when one ended it; none, without a finish, is
+            a sign of life.
         logprobs: one an id, when asked for.
         finish: set on the last output of the choice.
         stop_token: the stop token id that ended it, also the last of `ids`.
@@ -148,6 +153,7 @@ class EngineInfo:
         embeds: whether `embed` works. scores: whether `score` works: a cross-encoder.
         generates: whether `submit` works. grammars: whether it knows `SequenceParams.grammar`.
         scores_prompts: whether it knows `SequenceParams.prompt_logprobs`.
+        beams: whether it knows `SequenceParams.beam_width`.
         dtype, device: as loaded, such as `bfloat16`, `cuda:0`.
         weights_digest: sha256 over what determines the answers: weights, dtype, engine.
     """
@@ -164,6 +170,7 @@ class EngineInfo:
     generates: bool = True
     grammars: bool = False
     scores_prompts: bool = True
+    beams: bool = False
     dtype: str = ""
     device: str = ""
     weights_digest: str = ""

@@ -31,6 +31,7 @@ class Kind(IntEnum):
     LEAST = auto()  # numbers: sequences in a batch; agree on the number of KV blocks
     ALLOCATE = auto()  # numbers: how many blocks
     CLEAR = auto()  # numbers: which blocks
+    COPY = auto()  # numbers: from and to, block by block
     LOGITS = auto()  # numbers: the step's token ids
     EMBED = auto()  # numbers: the inputs' token ids
 

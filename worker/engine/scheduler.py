@@ -23,6 +23,9 @@ _Entry: TypeAlias = tuple[int, int, int, Sequence]
 
 _MOST_PASSED: Final = 16
 """How many of the queue a step passes over, which bounds its time."""
+MAX_SCORED_TOKENS: Final = 256
+"""Prompt tokens of a step whose log probabilities are wanted, over all sequences: each takes a row
+of logits as wide as the vocabulary, so those of a long prompt would fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class _Left:
     def __init__(self, tokens: int, prefill: PrefillBudget | None) -> None:
         self.tokens = tokens
         self._long = tokens
+        self._scored = MAX_SCORED_TOKENS
         self._prefill = prefill
 
     def bound_prefill(self) -> None:
@@ -68,11 +72,14 @@ class _Left:
 
     def share_of(self, seq: Sequence) -> int:
         """How many tokens of `seq` the step can take."""
-        return min(seq.num_pending, self.tokens, self._long if seq.is_long else self.tokens)
+        share = min(seq.num_pending, self.tokens, self._long if seq.is_long else self.tokens)
+        return min(share, self._scored) if seq.scores_prompt else share
 
     def spend(self, seq: Sequence, num_new: int) -> None:
         """Take tokens of `seq` into the step."""
         self.tokens -= num_new
+        if seq.scores_prompt:
+            self._scored -= num_new
         if seq.is_long and num_new > 1:
             self._long -= num_new
 
@@ -107,7 +114,7 @@ class Scheduler:
     @property
     def num_decodes(self) -> int:
         """Running sequences whose prefill is done."""
-        return sum(seq.num_pending == 1 for seq in self.running)
+        return sum(seq.num_pending <= 1 for seq in self.running)
 
     @property
     def num_prefills(self) -> int:
@@ -155,7 +162,37 @@ class Scheduler:
             left.bound_prefill()
         self._extend([seq for seq in by_age if seq.num_pending > 1], left, batch)
         self._admit(left, batch)
+        while not batch and self._waiting and (parked := self._parked()):
+            self._preempt(max(parked, key=_age), batch)
+            self._admit(left, batch)
         return batch
+
+    def fork(self, seq: Sequence, branches: SequenceOf[Sequence]) -> list[tuple[int, int]]:
+        """Start copies of `seq`, sharing its blocks.
+
+        Returns pairs of blocks: the content of the first is to be copied to the second before the
+        next step. What has no room in the batch is queued, and computes again what it cannot find.
+        """
+        copies = []
+        for branch in branches:
+            has_room = len(self.running) < self._max_running
+            if has_room and (copy := self._pool.fork(seq, branch)) is not None:
+                copies.append(copy)
+            if branch.block_table:
+                self.running.append(branch)
+            else:
+                self.add(branch)
+        return copies
+
+    def resume(self, seq: Sequence) -> None:
+        """Go on with a parked sequence that has got a token; it may have lost its blocks."""
+        if not seq.block_table:
+            self.add(seq)
+
+    def _parked(self) -> list[Sequence]:
+        """Running sequences with nothing to compute: beams that wait for the others of their
+        search. Where these find no room it is theirs."""
+        return [seq for seq in self.running if seq.num_pending == 0]
 
     def _extend(self, seqs: SequenceOf[Sequence], left: _Left, batch: list[Scheduled]) -> None:
         """Give running sequences their next tokens, as far as the budget goes."""
@@ -174,13 +211,13 @@ class Scheduler:
         for item in batch:
             item.seq.num_computed += item.num_new
             self._pool.publish(item.seq)
-            if item.samples:
+            if item.samples and not item.seq.is_beam:
                 item.seq.reserve()
 
     def resolve(self, batch: SequenceOf[Scheduled], sampled: SequenceOf[int | None]) -> None:
         """Take a counted step's tokens: one a batch entry, None where none was sampled."""
         for item, token_id in zip(batch, sampled, strict=True):
-            if token_id is not None:
+            if token_id is not None and not item.seq.is_beam:
                 item.seq.resolve(token_id)
         self.remove([item.seq for item in batch if item.seq.finish])
 
@@ -221,14 +258,20 @@ class Scheduler:
         """Preempt the youngest until `seq` can grow; False when `seq` itself was the youngest."""
         while not self._pool.can_grow(seq, num_tokens):
             victim = max(self.running, key=_age)
-            self._pool.release(victim)
-            self.running.remove(victim)
-            batch[:] = [item for item in batch if item.seq is not victim]
-            self.add(victim)
-            self.preemptions += 1
+            self._preempt(victim, batch)
             if victim is seq:
                 return False
         return True
+
+    def _preempt(self, victim: Sequence, batch: list[Scheduled]) -> None:
+        """Take the blocks of a running sequence; it is computed again later, if it must be."""
+        is_parked = victim.num_pending == 0
+        self._pool.release(victim)
+        self.running.remove(victim)
+        batch[:] = [item for item in batch if item.seq is not victim]
+        if not is_parked:
+            self.add(victim)
+        self.preemptions += 1
 
 
 def _age(seq: Sequence) -> tuple[int, int, int]:

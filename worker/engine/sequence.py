@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from worker.engine.grammar import Matcher
@@ -77,6 +77,16 @@ class Sequence:
         return self.params.prompt_logprobs is not None and self.index == 0
 
     @property
+    def scores_prompt(self) -> bool:
+        """Whether logits of every prompt position are still to come."""
+        return self.wants_prompt_logprobs and len(self.prompt_logprobs) < self.prompt_len
+
+    @property
+    def is_beam(self) -> bool:
+        """Whether a beam search chooses its tokens, among those of several sequences."""
+        return self.params.beam_width > 0
+
+    @property
     def reads_tokens(self) -> bool:
         """Whether its next step needs its last token on the host, and cannot go ahead of it."""
         params = self.params
@@ -86,6 +96,7 @@ class Sequence:
             or params.frequency_penalty
             or self.wants_prompt_logprobs
             or self.matcher
+            or self.is_beam
         )
 
     @property
@@ -130,12 +141,27 @@ class Sequence:
             self.finish = "length"
 
 
+def branch_of(seq: Sequence, index: int) -> Sequence:
+    """Another sequence with the same tokens, of the same job; it holds no blocks."""
+    return replace(
+        seq,
+        index=index,
+        token_ids=list(seq.token_ids),
+        output_counts=Counter(seq.output_counts),
+        leader=None,
+        num_computed=0,
+        block_table=[],
+        num_hashed=0,
+        block_hashes=[],
+    )
+
+
 def sequences_of(
     job: Job, arrival: int, now_s: float, matcher: Matcher | None = None
 ) -> list[Sequence]:
-    """The sequences of a job; the first is the others' leader."""
+    """The sequences of a job, the first is the others' leader; of a beam search the first."""
     made: list[Sequence] = []
-    for index, ids in job.choices:
+    for index, ids in job.choices[: 1 if job.params.beam_width else None]:
         made.append(
             Sequence(
                 job_id=job.job_id,

@@ -114,6 +114,10 @@ class AttentionBackend(Protocol):
     def clear(self, blocks: Sequence[int]) -> None:
         """Zero `blocks`: a not-a-number left in them would spread through masked positions."""
 
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy the first block of each pair to the second; none is in two pairs' second place, or
+        is both a first and a second."""
+
 
 class PagedAttention:
     """The attention function of one model.

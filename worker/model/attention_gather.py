@@ -209,6 +209,12 @@ class GatherAttention:
         for pool in (*self._keys.values(), *self._values.values()):
             pool[:, list(blocks)] = 0
 
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """As `AttentionBackend.copy`."""
+        sources, targets = ([pair[at] for pair in pairs] for at in (0, 1))
+        for pool in (*self._keys.values(), *self._values.values()):
+            pool[:, targets] = pool[:, sources]
+
     def plan(self, spans: Sequence[Span]) -> None:
         """Prepare a step."""
         self._plan = StepPlan(spans, self.block_size)

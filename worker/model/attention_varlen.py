@@ -144,6 +144,13 @@ class VarlenAttention:
         for pool in (*self._keys.values(), *self._values.values()):
             pool.index_fill_(0, to_device(blocks, pool.device), 0)
 
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """As `AttentionBackend.copy`."""
+        sources, targets = ([pair[at] for pair in pairs] for at in (0, 1))
+        for pool in (*self._keys.values(), *self._values.values()):
+            content = pool.index_select(0, to_device(sources, pool.device))
+            pool.index_copy_(0, to_device(targets, pool.device), content)
+
     def plan(self, spans: Sequence[Span]) -> None:
         """Prepare a step."""
         self._spans, self._plans = spans, {}

@@ -318,6 +318,7 @@ def _info(
         block_size=block_size,
         grammars=engine == "paged",
         scores_prompts=loaded.kind == "causal",
+        beams=engine == "paged",
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=str(loaded.device),
         weights_digest=loaded.digest,

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 import heapq
+import inspect
 import queue
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
@@ -26,6 +27,7 @@ from worker.model.loader import LoadedModel
 from worker.model.pooling import pooled
 from worker.model.sampler import Choice, prompt_logprobs, sample
 
+_LOGITS_AT_ONCE: Final = 2**26
 _FAILED = "the model failed on this request"
 
 
@@ -153,14 +155,26 @@ class GenerateCore:
             self.abort(seq.job_id)
             reason = "log probabilities of the prompt do not exist for an encoder-decoder model"
             return [(seq.job_id, JobFailed("unsupported_by_model", reason))]
-        ids = torch.tensor([seq.token_ids], device=self._loaded.device)
-        logits = self._loaded.model(input_ids=ids, use_cache=False).logits[0, :-1]
-        scored = (
-            prompt_logprobs(logits, seq.token_ids[1:], seq.params.prompt_logprobs or 0)
-            if seq.prompt_len > 1
-            else []
-        )
-        return [(seq.job_id, PromptOutput([RawLogprob(seq.token_ids[0], None), *scored]))]
+        scored = [RawLogprob(seq.token_ids[0], None)]
+        for start, logits in self._prompt_logits(seq.token_ids):
+            targets = seq.token_ids[start + 1 : start + 1 + len(logits)]
+            num_top = seq.params.prompt_logprobs or 0
+            scored += prompt_logprobs(logits, targets, num_top)
+        return [(seq.job_id, PromptOutput(scored))]
+
+    def _prompt_logits(self, token_ids: list[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Logits [positions, vocab] of all positions but the last, in pieces: from which on, and
+        they. The model runs once for each, as all together may be larger than the memory."""
+        model, last = self._loaded.model, len(token_ids) - 1
+        ids = torch.tensor([token_ids], device=self._loaded.device)
+        size = max(1, _LOGITS_AT_ONCE // self._loaded.vocab_size)
+        if last <= size or "logits_to_keep" not in inspect.signature(model.forward).parameters:
+            if last:
+                yield 0, model(input_ids=ids, use_cache=False).logits[0, :-1]
+            return
+        for start in range(0, last, size):
+            kept = torch.arange(start, min(start + size, last), device=ids.device)
+            yield start, model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits[0]
 
 
 class _Closed(Exception):

@@ -44,6 +44,7 @@ class LaunchedStep:
                 self._results[number].prompt_logprobs,
                 finite=choice.token_id is not None,
                 late=choice.late,
+                candidates=choice.candidates,
             )
         return self._results
 

@@ -134,6 +134,11 @@ class LeadRunner(ModelRunner):
         self._ranks.send(Order(Kind.CLEAR, blocks))
         super().clear(blocks)
 
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """As `ModelRunner.copy`."""
+        self._ranks.send(Order(Kind.COPY, [block for pair in pairs for block in pair]))
+        super().copy(pairs)
+
     def logits(
         self, token_ids: Sequence[int], spans: Sequence[Span], kept: Sequence[int]
     ) -> torch.Tensor:

@@ -82,6 +82,9 @@ def _follow(
                 runner.allocate(num_blocks)
             case Kind.CLEAR:
                 runner.clear(list(order.numbers))
+            case Kind.COPY:
+                blocks = iter(order.numbers)
+                runner.copy(list(zip(blocks, blocks, strict=True)))
             case Kind.LOGITS:
                 runner.logits(order.numbers, [Span(*span) for span in order.spans], order.kept)
             case Kind.EMBED:

@@ -67,6 +67,7 @@ class ModelRunner:
                 choice.logprob,
                 results[number].prompt_logprobs,
                 finite=choice.token_id is not None,
+                candidates=choice.candidates,
             )
         return results
 
@@ -116,6 +117,11 @@ class ModelRunner:
         """Zero the content of blocks."""
         self._attention.backend.clear(blocks)
 
+    @torch.inference_mode()
+    def copy(self, pairs: SequenceOf[tuple[int, int]]) -> None:
+        """Copy the content of the first block of each pair to the second."""
+        self._attention.backend.copy(pairs)
+
     def _inputs(self, ids: torch.Tensor, spans: SequenceOf[Span]) -> dict[str, Any]:
         self._attention.backend.plan(spans)
         positions = [pos for span in spans for pos in range(span.start, span.end)]
@@ -132,7 +138,7 @@ def rows_to_keep(batch: SequenceOf[Scheduled]) -> tuple[list[list[int]], list[in
     kept: list[int] = []
     offset = 0
     for item in batch:
-        wanted = range(item.num_new) if _in_scored_prompt(item) else range(0)
+        wanted = range(item.num_new if item.seq.scores_prompt else 0)
         if not wanted and item.samples:
             wanted = range(item.num_new - 1, item.num_new)
         rows.append(list(range(len(kept), len(kept) + len(wanted))))
@@ -141,15 +147,10 @@ def rows_to_keep(batch: SequenceOf[Scheduled]) -> tuple[list[list[int]], list[in
     return rows, kept
 
 
-def _in_scored_prompt(item: Scheduled) -> bool:
-    seq = item.seq
-    return seq.wants_prompt_logprobs and len(seq.prompt_logprobs) < seq.prompt_len
-
-
 def prompt_part(item: Scheduled, logits: torch.Tensor, rows: SequenceOf[int]) -> SequenceOf[Any]:
     """Log probabilities of the prompt tokens after each computed one."""
     seq = item.seq
-    if not _in_scored_prompt(item):
+    if not seq.scores_prompt:
         return ()
     first = item.start + 1
     targets = seq.token_ids[first : min(first + item.num_new, seq.prompt_len)]

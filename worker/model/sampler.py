@@ -14,6 +14,7 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 
+from worker.engine.beams import Candidates, num_candidates
 from worker.engine.protocol import RawLogprob, SequenceParams
 from worker.engine.sequence import Sequence
 from worker.model.transfer import Fetch, to_device
@@ -27,12 +28,14 @@ _PART: Final = 256
 class Choice:
     """What was sampled for a row: the token, or `token_id` None where its logits are not finite.
 
-    `late` says that it is not the one that `Draw.tokens` held.
+    `late` says that it is not the one that `Draw.tokens` held. A beam has `candidates`, and its
+    token has no meaning.
     """
 
     token_id: int | None
     logprob: RawLogprob | None = None
     late: bool = False
+    candidates: Candidates | None = None
 
 
 def uniform(seed: int, index: int, position: int) -> float:
@@ -63,6 +66,7 @@ class Draw:
     def __init__(self, logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> None:
         logits = logits.float()
         finite = logits.sum(-1).isfinite()  # one pass: a sum is finite only if all its terms are
+        self._beams = _Beams(logits, seqs)
         shaped = _shape(logits, seqs)
         greedy = [row for row, seq in enumerate(seqs) if _is_greedy(seq.params)]
         drawn = [row for row, seq in enumerate(seqs) if not _is_greedy(seq.params)]
@@ -77,7 +81,7 @@ class Draw:
         found = _merged(parts, len(seqs))
         self.tokens = found.clamp(min=0)
         self._found = Fetch(torch.stack([found, finite.long()]))
-        nums = [seq.params.logprobs for seq in seqs]
+        nums = [None if seq.is_beam else seq.params.logprobs for seq in seqs]
         self._raw = _RawLogprobs(logits, self.tokens, nums)
 
     def choices(self) -> list[Choice]:
@@ -89,8 +93,11 @@ class Draw:
             for at, token in zip(places, self._lottery.wider(places), strict=True):
                 tokens[self._drawn[at]] = token
         raw = self._raw.read(tokens)
+        beams = self._beams.read()
         return [
-            Choice(token, raw.get(row), late=row in late) if finite[row] else Choice(None)
+            Choice(token, raw.get(row), late=row in late, candidates=beams.get(row))
+            if finite[row]
+            else Choice(None)
             for row, token in enumerate(tokens)
         ]
 
@@ -295,6 +302,48 @@ def _passed(weights: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     # rounding may carry a target past the last column with any weight
     last = weights.shape[-1] - 1 - (weights > 0).flip(-1).to(torch.int8).argmax(-1, keepdim=True)
     return torch.minimum(at, last)
+
+
+class _Beams:
+    """The candidates of those rows that are beams.
+
+    Penalties, bias and forbidden tokens change log probabilities here, not logits, as in the beam
+    search of transformers.
+
+    Args:
+        logits: [rows, vocab], float32.
+        seqs: the rows' sequences.
+    """
+
+    def __init__(self, logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> None:
+        self._beams = [(row, seq.params) for row, seq in enumerate(seqs) if seq.is_beam]
+        if not self._beams:
+            return
+        rows = [row for row, _params in self._beams]
+        logprobs = _rows(logits, rows).log_softmax(-1)
+        shaped = _shape(logprobs, [seqs[row] for row in rows])
+        most = max(num_candidates(params) for _row, params in self._beams)
+        scores, ids = shaped.topk(min(most, shaped.shape[-1]), dim=-1)
+        self._scores, self._ids = Fetch(scores), Fetch(ids)
+        self._raw = Fetch(logprobs.gather(1, ids))
+        num_top = max(params.logprobs or 0 for _row, params in self._beams)
+        values, top = logprobs.topk(num_top, dim=-1)
+        self._top = (Fetch(values), Fetch(top))
+
+    def read(self) -> dict[int, Candidates]:
+        """By row; waits for the device."""
+        if not self._beams:
+            return {}
+        scores, ids, raw = self._scores.read(), self._ids.read(), self._raw.read()
+        values, top = (fetch.read() for fetch in self._top)
+        found: dict[int, Candidates] = {}
+        for at, (row, params) in enumerate(self._beams):
+            num, wants = num_candidates(params), params.logprobs is not None
+            best = list(zip(top[at], values[at], strict=True))[: params.logprobs or 0]
+            found[row] = Candidates(
+                ids[at][:num], scores[at][:num], raw[at][:num] if wants else (), best
+            )
+        return found
 
 
 class _RawLogprobs:

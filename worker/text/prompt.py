@@ -12,6 +12,7 @@ from protocol.errors import TriremeError, quoted
 from worker.sentence_files import SentenceFiles, read_sentence_files
 from worker.text import formats
 from worker.text.controls import Piece, disguise, surrogate_at
+from worker.text.fim import gap
 from worker.text.reading import AnswerFormat
 from worker.text.templates import ChatTemplate, RenderOptions, checked_kwargs, choose_template
 from worker.text.tokenizer import HFTokenizer, Tokenizer, load_pretrained
@@ -29,12 +30,14 @@ class EncodedPrompt:
         param: the request's field it came from, for error messages.
         text: the prompt for people.
         context: the last ids when the completion continues a text, else empty (a new turn).
+        ends: ids that end the completion, beside the model's own.
     """
 
     ids: list[int]
     text: str
     param: str
     context: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,25 @@ class TextModel:
                 param="prompt",
             )
         return EncodedPrompt(ids, text, "prompt", tuple(ids[-_CONTEXT_IDS:]))
+
+    def encode_gap(
+        self, prefix: str | list[int], suffix: str, *, add_special_tokens: bool = True
+    ) -> EncodedPrompt:
+        """A prompt for the text between `prefix` and `suffix`, in which nothing is special.
+
+        Raises:
+            TriremeError: 400 for a lone surrogate, or for a model without tokens for this.
+        """
+        for name, text in (("prompt", prefix), ("suffix", suffix)):
+            if surrogate_at(text, name):
+                raise _surrogate(name)
+        found = gap(self.tokenizer, prefix, suffix, add_special_tokens=add_special_tokens)
+        if found is None:
+            message = "This model has no tokens for fill-in-the-middle, which a suffix needs."
+            raise TriremeError("unsupported_by_model", message, param="suffix")
+        text = self.tokenizer.decode(found.ids, skip_special_tokens=False)
+        context = tuple(found.ids[-_CONTEXT_IDS:])
+        return EncodedPrompt(found.ids, text, "prompt", context, found.ends)
 
     def encode_ids(self, ids: list[int], vocab_size: int) -> EncodedPrompt:
         """Take token ids as they are.

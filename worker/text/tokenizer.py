@@ -38,11 +38,12 @@ class Tokenizer(Protocol):
     described: str
     fingerprint: str
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool, as_text: bool = False) -> list[int]:
         """Ids of a rendered prompt: special tokens in it are special tokens.
 
         Args:
             add_special_tokens: let the tokenizer add its own (BOS); never a second BOS.
+            as_text: special tokens in it stay plain text.
         """
 
     def encode_pair(
@@ -78,6 +79,9 @@ class Tokenizer(Protocol):
 
     def token(self, token_id: int) -> tuple[str, bytes]:
         """A token's text for people, and its exact UTF-8 bytes (perhaps part of a character)."""
+
+    def token_id(self, entry: str) -> int | None:
+        """The id of an entry of the vocabulary, spelled as it stands there; None for no entry."""
 
 
 class HFTokenizer:
@@ -124,8 +128,8 @@ class HFTokenizer:
         ids: list[int] = backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        ids = self._ids(text, add_special_tokens=add_special_tokens)
+    def encode(self, text: str, *, add_special_tokens: bool, as_text: bool = False) -> list[int]:
+        ids = self._ids(text, plain=as_text, add_special_tokens=add_special_tokens)
         bos = self.bos_token_id
         if add_special_tokens and bos is not None and ids[:2] == [bos, bos]:
             return ids[1:]
@@ -172,6 +176,10 @@ class HFTokenizer:
 
     def entry(self, token_id: int) -> str:
         return self._backend.id_to_token(token_id) or ""
+
+    def token_id(self, entry: str) -> int | None:
+        found: int | None = self._backend.token_to_id(entry)
+        return found
 
     def token(self, token_id: int) -> tuple[str, bytes]:
         if token_id in self._added:

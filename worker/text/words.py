@@ -41,8 +41,10 @@ class WordTokenizer:
     described = ""
     fingerprint = hashlib.sha256(" ".join((END_TEXT, *WORDS)).encode()).hexdigest()
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool, as_text: bool = False) -> list[int]:
         """Ids of a rendered prompt; there is no BOS to add, so `add_special_tokens` adds none."""
+        if as_text:
+            return list(text.encode())
         first, *others = text.split(END_TEXT)
         ids = list(first.encode())
         for part in others:
@@ -62,7 +64,7 @@ class WordTokenizer:
 
     def encode_inner(self, text: str, *, as_text: bool) -> list[int]:
         """Ids of a piece of a prompt."""
-        return list(text.encode()) if as_text else self.encode(text, add_special_tokens=False)
+        return self.encode(text, add_special_tokens=False, as_text=as_text)
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
         """The text of ids; bytes that are no UTF-8 show as the replacement character."""
@@ -81,6 +83,10 @@ class WordTokenizer:
         """A token's text and bytes."""
         raw = self._bytes(token_id, skip_special=False)
         return raw.decode("utf-8", "replace"), raw
+
+    def token_id(self, entry: str) -> int | None:
+        """The end token's id; words and bytes are not asked for by name."""
+        return END_ID if entry == END_TEXT else None
 
     def _bytes(self, token_id: int, skip_special: bool) -> bytes:
         if token_id < _NUM_BYTES:

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.engine.blocks import BlockPool
-from worker.engine.protocol import Job, SequenceParams
+from worker.engine.protocol import Job, RawLogprob, SequenceParams
 from worker.engine.rates import PrefillBudget
-from worker.engine.scheduler import Scheduled, Scheduler
+from worker.engine.scheduler import MAX_SCORED_TOKENS, Scheduled, Scheduler
 from worker.engine.sequence import Sequence, sequences_of
 
 SIZE = 4
@@ -68,6 +68,20 @@ def test_a_prefix_is_shared_by_whole_blocks_and_leaves_one_token_to_compute() ->
     assert pool.match_prefix(longer) == 8
     assert pool.match_prefix(other) == 0
     assert longer.block_table == first.block_table
+
+
+def test_prompts_with_scores_share_a_bound_of_their_own() -> None:
+    """However large a step may be: each of their tokens needs a row of logits."""
+    bound = MAX_SCORED_TOKENS
+    of = scheduler(num_blocks=2048, budget=8192)
+    of.add(one([1] * (bound + 10), arrival=0, prompt_logprobs=1))
+    of.add(one([2] * bound, arrival=1, prompt_logprobs=0))
+    of.add(one([3] * 3 * bound, arrival=2))
+    assert step(of) == [(0, bound), (2, 3 * bound)]
+    assert step(of) == [(2, 1), (0, 10), (1, bound - 10)]
+    [scored, *_others] = of.running
+    scored.prompt_logprobs = [RawLogprob(1, None)] * (bound + 10)
+    assert step(of) == [(0, 1), (2, 1), (1, 10)]
 
 
 def test_a_prefix_is_not_shared_between_salts() -> None:

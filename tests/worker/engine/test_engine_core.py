@@ -108,6 +108,35 @@ def test_a_bad_row_fails_its_job_alone_and_its_blocks_are_cleared() -> None:
     assert of.load().kv_free == 1.0
 
 
+def test_all_blocks_of_a_bad_job_are_cleared_but_those_of_others() -> None:
+    """Two choices and a job that goes on share the first two blocks."""
+    prompt = [7, 2, 3, 4, 5, 6, 7, 8, 9]
+
+    class LateRunner(CountingRunner):
+        def run(self, batch: SequenceOf[Scheduled]) -> list[RowResult]:
+            rows = super().run(batch)
+            bad = [item.seq.job_id == "bad" and item.seq.num_output == 2 for item in batch]
+            return [
+                RowResult(finite=False) if is_bad else row
+                for is_bad, row in zip(bad, rows, strict=True)
+            ]
+
+    runner = LateRunner()
+    of = core(runner)
+    params = SequenceParams(max_tokens=8)
+    of.submit(Job("good", prompt, params))
+    of.step()
+    of.submit(Job("bad", prompt, params, n=2))
+    of.step()
+    of.step()
+    bad, also, good = of._jobs["bad"] + of._jobs["good"]
+    shared, own = good.block_table[:2], bad.block_table[2:] + also.block_table[2:]
+    assert bad.block_table[:2] == also.block_table[:2] == shared
+    drain(of)
+    assert sorted(runner.cleared) == sorted(own)
+    assert len(own) == 2
+
+
 def test_expired_jobs_are_dropped_before_they_are_computed() -> None:
     clock = Clock()
     of = core(clock=clock)

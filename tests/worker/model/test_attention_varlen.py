@@ -134,6 +134,15 @@ def test_cleared_pages_are_zero_and_others_are_not() -> None:
     assert [bool(page.isnan().all()) for page in backend._keys[0]] == [False, True, False, True]
 
 
+def test_pages_are_copied() -> None:
+    backend = VarlenAttention(plain_varlen)
+    backend.allocate({0: (LayerShape(1, 8, 8), CPU, torch.float32)}, 4)
+    for number, page in enumerate(backend._keys[0]):
+        page.fill_(number)
+    backend.copy([(0, 2), (1, 3)])
+    assert [page.unique().tolist() for page in backend._keys[0]] == [[0], [1], [0], [1], [4]]
+
+
 def test_without_cuda_attention_is_gathered() -> None:
     from transformers import LlamaConfig
 

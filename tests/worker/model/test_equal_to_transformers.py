@@ -13,7 +13,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM,
 from worker.engine.blocks import BlockPool
 from worker.engine.config import EngineConfig
 from worker.engine.engine import EngineCore
-from worker.engine.protocol import Job, SequenceParams, StepOutput
+from worker.engine.protocol import Job, PromptOutput, SequenceParams, StepOutput
+from worker.model import generate
 from worker.model.attention_choice import GATHER_BLOCK_SIZE as BLOCK_SIZE
 from worker.model.build import Built, build
 from worker.model.generate import GenerateCore
@@ -170,6 +171,56 @@ def test_prompt_logprobs_are_those_of_a_plain_forward(checkpoint: Callable[[str]
     for at, one in enumerate(scored[1:]):
         assert one.logprob == pytest.approx(expected[at, prompt[at + 1]].item(), abs=1e-4)
         assert [token for token, _value in one.top] == expected[at].topk(2).indices.tolist()
+
+
+@pytest.mark.parametrize("name", ["gemma2", "mamba"])
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_the_plain_engine_scores_prompts_in_pieces(
+    name: str, rows: int, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces of so many rows of logits."""
+    monkeypatch.setattr(generate, "_LOGITS_AT_ONCE", rows * 384)
+    config = EngineConfig(model_path=str(checkpoint(name)), dtype="float32", engine="generate")
+    made = build(config, lambda _text: None, num_threads=1)
+    prompt = prompts()[6][:21]
+    params = SequenceParams(max_tokens=1, temperature=0.0, prompt_logprobs=1)
+    made.core.submit(Job("a", prompt, params))
+    [(_job, scored), _token] = made.core.step()
+    assert isinstance(scored, PromptOutput)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint(name), dtype=torch.float32)
+    with torch.inference_mode():
+        expected = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    assert [one.token_id for one in scored.logprobs] == prompt
+    assert scored.logprobs[0].logprob is None
+    for at, one in enumerate(scored.logprobs[1:]):
+        assert one.logprob == pytest.approx(expected[at, prompt[at + 1]].item(), abs=1e-4)
+
+
+def test_a_seed_decides_whatever_runs_beside(checkpoint: Callable[[str], Path]) -> None:
+    """Several choices of one request, alone, in a full batch, and with preemption."""
+    made = built(checkpoint("qwen2"))
+    params = SequenceParams(max_tokens=20, temperature=1.0, top_p=0.9, seed=5, logprobs=0)
+    job = Job("seeded", prompts()[4], params, n=4)
+
+    def texts(core: EngineCore | GenerateCore, beside: int) -> list[list[int]]:
+        for number, prompt in enumerate(prompts()[:beside]):
+            own = SequenceParams(max_tokens=5 + number, temperature=0.8, seed=number)
+            core.submit(Job(str(number), prompt, own))
+        core.submit(job)
+        found: list[list[int]] = [[] for _ in range(job.n)]
+        while core.has_work:
+            for job_id, output in core.step():
+                if job_id == job.job_id:
+                    assert isinstance(output, StepOutput)
+                    found[output.index] += output.ids
+        return found
+
+    alone = texts(made.core, 0)
+    assert len({tuple(text) for text in alone}) == 4
+    assert texts(made.core, 16) == alone
+    small = tight(made)
+    assert texts(small, 16) == alone
+    assert small.load().preemptions > 0
 
 
 def test_embeddings_are_the_mean_of_the_last_hidden_state(

@@ -129,7 +129,7 @@ class TwoRanks:
 def test_two_ranks_give_the_tokens_of_one_process_and_of_generate(
     name: str, checkpoint: Callable[[str], Path]
 ) -> None:
-    """Also scores of a prompt and embeddings. Then one process goes: all do."""
+    """Also of a beam search, scores of a prompt and embeddings. Then one process goes: all do."""
     folder = checkpoint(name)
     texts = prompts()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -166,6 +166,13 @@ def test_two_ranks_give_the_tokens_of_one_process_and_of_generate(
             for job_id, output in one.core.step():
                 alone[job_id] += output.ids  # type: ignore[union-attr]
         assert tokens == alone
+
+        searched = SequenceParams(max_tokens=10, temperature=0.0, beam_width=4)
+        tokens, _scores = engine.run([Job("beams", texts[2], searched)])
+        config = GenerationConfig(num_beams=4, max_new_tokens=10, eos_token_id=None, pad_token_id=0)
+        ids = torch.tensor([texts[2]])
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        assert tokens["beams"] == out[0].tolist()[len(texts[2]) :]
 
         scored = SequenceParams(max_tokens=1, temperature=0.0, prompt_logprobs=1)
         _tokens, [score] = engine.run([Job("scored", texts[2], scored)])
