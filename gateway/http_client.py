@@ -109,7 +109,8 @@ class HttpPool:
                     origin.port,
                     ssl=self._trusted if origin.secure else None,
                 )
-        except (OSError, TimeoutError) as error:  # ssl.SSLError is an OSError
+        except (OSError, TimeoutError, ValueError) as error:
+            # ssl.SSLError is an OSError; ValueError: a host that cannot be one
             raise ConnectFailed(str(error) or type(error).__name__) from error
         self._open.add(connection)
         return connection
@@ -215,6 +216,8 @@ class _Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
+        if status < 200:
+            self._framed = False  # that was the length of what has no body
         if self._answer is not None and status >= 200:
             self._answer.begin(status)
 

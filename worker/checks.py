@@ -85,7 +85,7 @@ def plan(
     eos_ids = () if sampling.ignore_eos else (*info.eos_token_ids, *prompt.ends)
     stops = (*sampling.stop, *(template.stops if request.conv_stops else ()))
     if grammar is not None:
-        stops = ()  # the grammar ends the text: cut short it would not be what was asked for
+        stops = asked_ids = ()  # the grammar ends the text: cut, it is not what was asked for
     greedy = sampling.use_beam_search or sampling.temperature < _GREEDY_BELOW or sampling.top_p == 0
     return Plan(
         SequenceParams(

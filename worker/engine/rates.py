@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 _STEPS: Final = 31
+_MOST_TOKENS: Final = 1e6
 
 
 class Rate:
@@ -74,8 +75,9 @@ class PrefillPace:
         elif not num_decodes:
             self._token_s = _towards(self._token_s, seconds / prefill_tokens)
         elif self._decodes_s:
-            beside = max(0.0, seconds - self._decode_s)
-            self._token_s = _towards(self._token_s, beside / prefill_tokens)
+            beside = seconds - self._decode_s
+            if beside > 0:  # a step that was as short as one without them tells nothing
+                self._token_s = _towards(self._token_s, beside / prefill_tokens)
 
     @property
     def _decode_s(self) -> float:
@@ -92,6 +94,7 @@ class PrefillPace:
             long = 4 * self._least
             return PrefillBudget(int(long * self._burst / self._share), long)
         tokens = max(1.0, num_waiting / max(1, num_decodes)) * self._decode_s / self._token_s
+        tokens = min(tokens, _MOST_TOKENS)
         return PrefillBudget(
             tokens=max(self._least, int(self._burst * tokens)),
             long=max(self._least, int(self._share * tokens)),

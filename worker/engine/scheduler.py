@@ -22,7 +22,7 @@ _Entry: TypeAlias = tuple[int, int, int, Sequence]
 """Of the queue: priority, arrival, index of the choice, sequence."""
 
 _MOST_PASSED: Final = 16
-"""How many of the queue a step passes over, which bounds its time."""
+"""How many of the queue a step looks up in the prefix cache in vain, which bounds its time."""
 MAX_SCORED_TOKENS: Final = 256
 """Prompt tokens of a step whose log probabilities are wanted, over all sequences: each takes a row
 of logits as wide as the vocabulary, so those of a long prompt would fill the memory."""
@@ -59,6 +59,11 @@ class _Left:
         self._long = tokens
         self._scored = MAX_SCORED_TOKENS
         self._prefill = prefill
+
+    @property
+    def is_spent_on_long(self) -> bool:
+        """Whether no more of long prompts can be taken."""
+        return self._long <= 0
 
     def bound_prefill(self) -> None:
         """The step has decodes: from here on the bounds count."""
@@ -228,13 +233,13 @@ class Scheduler:
         its leader. Nothing passes a sequence that waits for blocks.
         """
         passed: list[_Entry] = []
-        has_room = True
+        looked_at, has_room = 0, True
         while self._waiting and left.tokens and len(self.running) < self._max_running:
-            if not has_room or len(passed) == _MOST_PASSED:
+            if not has_room or looked_at == _MOST_PASSED:
                 break
             entry = heapq.heappop(self._waiting)
             seq = entry[-1]
-            if _waits_for_leader(seq):
+            if _waits_for_leader(seq) or (seq.is_long and left.is_spent_on_long):
                 passed.append(entry)
                 continue
             num_found = seq.num_computed = self._pool.match_prefix(seq)
@@ -244,6 +249,7 @@ class Scheduler:
             if not has_room or num_new == 0:
                 self._pool.release(seq)
                 passed.append(entry)
+                looked_at += 1
                 continue
             if seq.num_cached is None:
                 seq.num_cached = num_found

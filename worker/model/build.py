@@ -35,7 +35,7 @@ from worker.model.generate import GenerateCore
 from worker.model.graphs import CudaRecorder, DecodeGraphs
 from worker.model.kernels import Kernels, KernelSet, load_kernels
 from worker.model.kv_size import devices_of, num_blocks_for, rehearse
-from worker.model.linear_cpu import OneDnnProducts, can_pack, pack_linears
+from worker.model.linear_cpu import OneDnnProducts, can_pack, is_packed, pack_linears
 from worker.model.loader import LoadedModel, load_model, pick_device
 from worker.model.overlap import OverlapRunner
 from worker.model.parallel import LeadRunner, join
@@ -99,13 +99,15 @@ def build(
                 raise ModelLoadError(
                     f"--tensor-parallel-size: the paged engine cannot run this model: {reason}"
                 ) from reason
-            if config.native_kernels and has_fused_layers(loaded.model):
+            changed = has_fused_layers(loaded.model) or is_packed(loaded.model)
+            if config.native_kernels and changed:
                 log.warning("the CPU kernels do not run this model (%s): going without", reason)
                 plain = replace(config, native_kernels=False)
                 return build(plain, report, num_threads=num_threads)
             log.warning("the paged engine cannot run this model (%s): using generate", reason)
-            if has_fused_layers(loaded.model):
-                loaded = load_model(config, report)  # such layers know no other attention
+            if changed:
+                # other attention, and code of the model that reads a weight, need them as they were
+                loaded = load_model(config, report)
             elif loaded.model.config._attn_implementation != own:
                 loaded.model.set_attn_implementation(own)
     core = GenerateCore(loaded)

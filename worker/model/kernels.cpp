@@ -185,7 +185,12 @@ struct Attention {
                     fetch(values + (kv_head * num_blocks + used[b + n + AT_ONCE]) * size * value_dim,
                           size * value_dim);
                 float *to = tile + n * size * value_dim;
-                for (int64_t i = 0; i < size * value_dim; i++) to[i] = load(value[i]);
+                // behind the last position that a row sees lies what another sequence left there,
+                // and 0 times that may be no number
+                const int64_t seen = end[task] + count[task] - 1 - (from + b + n) * size;
+                const int64_t used_values = (seen < size ? seen : size) * value_dim;
+                for (int64_t i = 0; i < used_values; i++) to[i] = load(value[i]);
+                for (int64_t i = used_values; i < size * value_dim; i++) to[i] = 0;
             }
             for (int64_t j = 0; j < queries; j += 4)
                 several<4>(queries - j, [&](auto num) {

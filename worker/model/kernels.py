@@ -139,11 +139,22 @@ def load_kernels(report: Callable[[str], None]) -> KernelSet | None:
         log.info("no C++ compiler: the engine goes without its own CPU kernels, some 10 %% slower")
         return None
     try:
-        library = ctypes.CDLL(str(_library(compiler, report)))
+        library = _loaded(compiler, report)
         return {dtype: Kernels(library, dtype) for dtype in _NAMES}
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         log.warning("the CPU kernels could not be compiled, the engine goes without: %s", error)
         return None
+
+
+def _loaded(compiler: str, report: Callable[[str], None]) -> ctypes.CDLL:
+    """The library; one that was kept and cannot be loaded is compiled again."""
+    path = _library(compiler, report)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        log.warning("the kept CPU kernels cannot be loaded, they are compiled again: %s", error)
+        path.unlink(missing_ok=True)
+        return ctypes.CDLL(str(_library(compiler, report)))
 
 
 def _library(compiler: str, report: Callable[[str], None]) -> Path:
@@ -192,13 +203,13 @@ def _processor() -> bytes:
 
 def _cache_folder() -> Path:
     """A folder that nobody else can write to; a temporary one where there is no home."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "trireme"
     try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = base / "trireme"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         found = folder.stat()
         if found.st_uid == os.getuid() and not found.st_mode & 0o022 and os.access(folder, os.W_OK):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: a user without a home
         pass
     return Path(tempfile.mkdtemp(prefix="trireme-"))

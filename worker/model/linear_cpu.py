@@ -147,6 +147,11 @@ class PackedLinear(nn.Module):
         return out[:num].view(*rows.shape[:-1], self.out_features)
 
 
+def is_packed(model: nn.Module) -> bool:
+    """Whether a model has linear layers without a weight of their own."""
+    return any(isinstance(module, PackedLinear) for module in model.modules())
+
+
 def joined(linears: Sequence[nn.Linear]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight [out, in] and bias [out] of layers over the same input, one behind the other."""
     weight = torch.cat([linear.weight.detach() for linear in linears])

@@ -105,6 +105,10 @@ class _Packed:
         self._address = ctypes.addressof(self._call)
 
     def _run(self, rows: torch.Tensor) -> torch.Tensor:
+        if rows.dtype != torch.bfloat16:
+            raise TypeError(f"rows are {rows.dtype}, the weight is bfloat16")
+        if rows.stride(-1) != 1:
+            rows = rows.contiguous()
         out = rows.new_empty((rows.shape[0], self._outputs))
         call = self._call
         call.num, call.row_stride = rows.shape[0], rows.stride(0)
@@ -114,7 +118,7 @@ class _Packed:
 
 
 class NativeWeight(_Packed):
-    """A `Weight`, for rows that are dense in their last dimension. Not for two threads at once."""
+    """A `Weight`. Not for two threads at once."""
 
     def linear(self, rows: torch.Tensor) -> torch.Tensor:
         """The product, [n, out]."""

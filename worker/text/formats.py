@@ -3,8 +3,11 @@
 Each format is fields of a response template, the description that transformers' `ResponseParser`
 reads: a field opens and closes at a text or a pattern, and its body is text or JSON. Fields named
 `content…` are the answer, `reasoning_content` what was thought, `tool_calls…` calls, `unread` is
-left out. The formats are those of the families' own chat templates. A pattern must not end in an
-optional text or the end of all text: the parser would take the shorter match as soon as it sees it.
+left out. The formats are those of the families' own chat templates.
+
+A pattern must not end in an optional text or the end of all text: the parser would take the shorter
+match as soon as it sees it. And every repetition has a bound, as the parser searches again with
+every token: a model that writes blanks without end would else cost their square.
 """
 
 from __future__ import annotations
@@ -36,22 +39,29 @@ def _named_calls(content: str = "json", **anchors: Any) -> dict[str, Any]:
 
 
 _CHANNEL: Final = r"(?:<\|start\|>assistant)?"
-_CONSTRAINT: Final = r"(?:(?:<\|constrain\|>)?\s*\w+\s*)?"
-_TO: Final = r"\s*to=functions\.(?P<name>[\w.-]+)\s*"
+_BLANKS: Final = r"\s{0,16}"
+_WORD: Final = r"\w{1,64}"
+_CONSTRAINT: Final = r"(?:(?:<\|constrain\|>)?\s{0,16}\w{1,64}\s{0,16})?"
+_TO: Final = r"\s{0,16}to=functions\.(?P<name>[\w.-]{1,64})\s{0,16}"
 
 TOOL_CALLS: Final = _table(
     {
         # Hermes, Qwen 2.5 and 3, Granite 4, SmolLM 3
         "hermes": {
-            "tool_calls": _calls(open_pattern=r"\s*<tool_call>", close_pattern=r"</tool_call>\s*")
+            "tool_calls": _calls(
+                open_pattern=r"\s{0,16}<tool_call>", close_pattern=r"</tool_call>\s{0,16}"
+            )
         },
         "qwen3_coder": {
             "tool_calls": _named_calls(
                 "xml-inline",
-                open_pattern=r"\s*<tool_call>\s*<function=(?P<name>[^>\n]+)>",
-                close_pattern=r"</function>\s*</tool_call>\s*",
+                open_pattern=r"\s{0,16}<tool_call>\s{0,16}<function=(?P<name>[^>\n]{1,64})>",
+                close_pattern=r"</function>\s{0,16}</tool_call>\s{0,16}",
                 content_args={
-                    "tag_pattern": r"<parameter=(?P<key>[^>\n]+)>\n?(?P<value>.*?)\n?</parameter>"
+                    "tag_pattern": (
+                        r"<parameter=(?P<key>[^>\n]{1,64})>\n?"
+                        r"(?P<value>(?:(?!\n?</parameter>|<parameter=).)*+)\n?</parameter>"
+                    )
                 },
             )
         },
@@ -59,22 +69,23 @@ TOOL_CALLS: Final = _table(
         "llama3_json": {
             "tool_calls": _calls(
                 open_pattern=(
-                    r"(?:\A\s*|\s*<\|python_tag\|>\s*|(?<=\}\s*;\s*))"
-                    r'(?=\{\s*"(?:name|type|parameters|function)")'
+                    r"(?:\A\s{0,16}|\s{0,16}<\|python_tag\|>\s{0,16}|(?<=\}\s{0,16};\s{0,16}))"
+                    r'(?=\{\s{0,16}"(?:name|type|parameters|function)")'
                 ),
-                close_pattern=r"\s*;\s*(?=\{)|<\|eom_id\|>|<\|eot_id\|>",
+                close_pattern=r"\s{0,16};\s{0,16}(?=\{)|<\|eom_id\|>|<\|eot_id\|>",
             )
         },
         # Mistral: a list of calls, in later versions each call by itself
         "mistral": {
             "tool_calls": _calls(
-                open_pattern=r"\s*\[TOOL_CALLS\]\s*(?=\[)",
+                open_pattern=r"\s{0,16}\[TOOL_CALLS\]\s{0,16}(?=\[)",
                 close="</s>",
             ),
             "tool_calls_named": _named_calls(
                 open_pattern=(
-                    r"(?:\s*\[TOOL_CALLS\]|(?<=\[TOOL_CALLS\]))\s*(?P<name>[\w-]+)\s*"
-                    r"(?:\[CALL_ID\]\s*\w+\s*)?(?:\[ARGS\]\s*|(?=\{))"
+                    r"(?:\s{0,16}\[TOOL_CALLS\]|(?<=\[TOOL_CALLS\]))\s{0,16}"
+                    r"(?P<name>[\w-]{1,64})\s{0,16}"
+                    r"(?:\[CALL_ID\]\s{0,16}\w{1,64}\s{0,16})?(?:\[ARGS\]\s{0,16}|(?=\{))"
                 ),
                 close=["[TOOL_CALLS]", "</s>"],
             ),
@@ -82,26 +93,26 @@ TOOL_CALLS: Final = _table(
         "deepseek": {
             "tool_calls": _named_calls(
                 open_pattern=(
-                    r"\s*(?:<｜tool▁calls▁begin｜>)?\s*<｜tool▁call▁begin｜>"
-                    r"(?:function<｜tool▁sep｜>(?P<name>[^\n<]+)\n```json\n"
-                    r"|(?!function<)(?P<name>[^\n<]+)<｜tool▁sep｜>)"
+                    r"\s{0,16}(?:<｜tool▁calls▁begin｜>)?\s{0,16}<｜tool▁call▁begin｜>"
+                    r"(?:function<｜tool▁sep｜>(?P<name>[^\n<]{1,64})\n```json\n"
+                    r"|(?!function<)(?P<name>[^\n<]{1,64})<｜tool▁sep｜>)"
                 ),
-                close_pattern=r"(?:\n```)?\s*<｜tool▁call▁end｜>",
+                close_pattern=r"(?:\n```)?\s{0,16}<｜tool▁call▁end｜>",
             ),
             "unread": {
-                "open_pattern": r"\s*<｜tool▁calls▁end｜>",
+                "open_pattern": r"\s{0,16}<｜tool▁calls▁end｜>",
                 "close_pattern": r"(?=.)",
             },
         },
         "granite": {
             "tool_calls": _calls(
-                open_pattern=r"\s*<\|tool_call\|>\s*|\s*<tool_call>\s*(?=\[)",
+                open_pattern=r"\s{0,16}<\|tool_call\|>\s{0,16}|\s{0,16}<tool_call>\s{0,16}(?=\[)",
                 close="<|end_of_text|>",
             )
         },
         "phi4": {
             "tool_calls": _calls(
-                open_pattern=r"\s*<\|tool_call\|>\s*|\s*functools\s*(?=\[)",
+                open_pattern=r"\s{0,16}<\|tool_call\|>\s{0,16}|\s{0,16}functools\s{0,16}(?=\[)",
                 close=["<|/tool_call|>", "<|end|>"],
             )
         },
@@ -109,7 +120,7 @@ TOOL_CALLS: Final = _table(
         "harmony": {
             "tool_calls": _named_calls(
                 open_pattern=(
-                    rf"{_CHANNEL}(?:{_TO}<\|channel\|>\w+\s*|<\|channel\|>\w+{_TO})"
+                    rf"{_CHANNEL}(?:{_TO}<\|channel\|>{_WORD}{_BLANKS}|<\|channel\|>{_WORD}{_TO})"
                     rf"{_CONSTRAINT}<\|message\|>"
                 ),
                 close=["<|call|>", "<|end|>"],
@@ -135,12 +146,12 @@ REASONING: Final = _table(
         },
         "harmony": {
             "reasoning_content": {
-                "open_pattern": rf"{_CHANNEL}<\|channel\|>analysis\s*<\|message\|>",
+                "open_pattern": rf"{_CHANNEL}<\|channel\|>analysis{_BLANKS}<\|message\|>",
                 "close": "<|end|>",
             },
             "content_final": {
                 "open_pattern": (
-                    rf"{_CHANNEL}<\|channel\|>(?:final|commentary)\s*{_CONSTRAINT}<\|message\|>"
+                    rf"{_CHANNEL}<\|channel\|>(?:final|commentary){_BLANKS}{_CONSTRAINT}<\|message\|>"
                 ),
                 "close": ["<|end|>", "<|return|>"],
             },

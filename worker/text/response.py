@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+import regex  # type: ignore[import-untyped]  # transformers' parser takes its patterns
 from transformers.utils.chat_parsing import ResponseParser
 from transformers.utils.chat_parsing.response_templates import (
     ResponseTemplate,
@@ -207,6 +208,8 @@ class ResponseReader:
         except _NO_CALL:
             parts.text += event["raw"]
             return
+        if not calls:
+            parts.text += event["raw"]
         for name, arguments in calls:
             if not self.full:
                 parts.calls.append(CallPiece(self._num_calls, name, ""))
@@ -227,12 +230,22 @@ class _Parser(ResponseParser):  # type: ignore[misc]  # transformers has no type
     def _close_current(self, events: list[dict[str, Any]]) -> None:
         first, raw = len(events), self._buffer[self._begun : self._pos]
         try:
+            self._check_tags(raw)
             super()._close_current(events)
         except _NO_CALL:
             events.append({"type": "raw", "text": raw})
             self._reset_to_implicit()
         for event in events[first:]:
             event["raw"] = raw
+
+    def _check_tags(self, raw: str) -> None:
+        """Raises ValueError for a region of tags that is not closed, or holds more than tags."""
+        field = self._spec.fields.get(self._current)
+        if field is None or field.content != "xml-inline":
+            return
+        others = regex.sub(field.content_args["tag_pattern"], "", self._body, flags=regex.DOTALL)
+        if others.strip() or not field.close_re.search(raw):
+            raise ValueError("no whole region of tags")
 
 
 def _loaded(fields: formats.Fields, anchor: Mapping[str, Any]) -> ResponseTemplate:
@@ -271,4 +284,9 @@ def _call(value: Any, names: set[str]) -> tuple[str, str]:
         arguments = json.loads(arguments)
     if not isinstance(arguments, dict):
         raise ValueError("the arguments are no object")
-    return name, json.dumps(arguments, ensure_ascii=False)
+    written = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    try:
+        written.encode()
+    except UnicodeEncodeError:  # half a character
+        written = json.dumps(arguments, allow_nan=False)
+    return name, written

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from typing import Any, NamedTuple
 
 import pytest
@@ -175,6 +176,19 @@ def test_what_a_family_writes(tools: str, reasoning: str, answer: str, expected:
         ("mistral", "[TOOL_CALLS] soon"),
         ("granite", "<|tool_call|>[1]"),
         ("qwen3_coder", "<tool_call><function=nothing></function></tool_call>"),
+        # cut inside the second parameter, behind the first, with words between
+        (
+            "qwen3_coder",
+            "<tool_call><function=weather><parameter=city>Oslo</parameter><parameter=days>1",
+        ),
+        ("qwen3_coder", "<tool_call><function=weather><parameter=city>Oslo</parameter>"),
+        (
+            "qwen3_coder",
+            "<tool_call><function=weather>so<parameter=city>Oslo</parameter></function></tool_call>",
+        ),
+        ("hermes", '<tool_call>{"name": "weather", "arguments": {"days": NaN}}</tool_call>'),
+        ("hermes", '<tool_call>{"name": "weather", "arguments": {"days": 1e999}}</tool_call>'),
+        ("hermes", "<tool_call>[]</tool_call>"),
         ("harmony", "no channel at all"),
     ],
 )
@@ -182,6 +196,27 @@ def test_what_is_no_call_stays_text(tools: str, answer: str) -> None:
     form = format_of(tools, "think")
     for pieces in ([answer], list(answer)):
         assert read(reader_of(form), pieces) == Read(answer, "", [])
+
+
+def test_half_a_character_in_arguments_stays_json() -> None:
+    answer = '<tool_call>{"name": "weather", "arguments": {"city": "\\ud83d"}}</tool_call>'
+    parts = reader_of(format_of("hermes")).feed(answer + "x")
+    assert [piece.arguments for piece in parts.calls] == ["", '{"city": "\\ud83d"}']
+
+
+OPENINGS = ["", "[TOOL_CALLS]", "<|channel|>final", "{", "}", "<tool_call><function=weather>"]
+PIECES = [" ", "\n", "a", "<", "{", "};", "<tool_call>", "<parameter=a>", "<tool_call><function=aa"]
+
+
+@pytest.mark.parametrize("tools", TOOL_CALLS)
+def test_a_model_that_repeats_itself_costs_little(tools: str) -> None:
+    """Without bounds on the patterns each of these takes many seconds."""
+    form = format_of(tools, "harmony" if tools == "harmony" else "think")
+    began = time.process_time()
+    for opening in OPENINGS:
+        for piece in PIECES:
+            read(reader_of(form), [opening, *[piece] * 2000, "x"])
+    assert time.process_time() - began < 30
 
 
 def test_reasoning_that_the_prompt_began() -> None:
