@@ -153,6 +153,23 @@ def test_beam_search_in_chat_whole_and_streamed(client: openai.OpenAI) -> None:
         assert [len(one.top_logprobs) for one in choice.logprobs.content] == [3] * 10
 
 
+def test_a_long_answer_of_many_texts_comes_whole(client: openai.OpenAI) -> None:
+    """Its 70,000 numbers are more than one message between the worker's processes takes."""
+    asked: dict[str, Any] = {
+        "model": "noise",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 200,
+        "n": 16,
+        "extra_body": {"use_beam_search": True, "ignore_eos": True},
+    }
+    plain = client.chat.completions.create(**asked)
+    scored = client.chat.completions.create(**asked, logprobs=True, top_logprobs=20)
+    texts = [choice.message.content for choice in plain.choices]
+    assert [choice.message.content for choice in scored.choices] == texts
+    for choice in scored.choices:
+        assert [len(one.top_logprobs) for one in choice.logprobs.content] == [20] * 200
+
+
 def test_one_beam_is_greedy(client: openai.OpenAI) -> None:
     greedy = complete(client, temperature=0)
     searched = complete(client, temperature=0, extra_body={"use_beam_search": True})

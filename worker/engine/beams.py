@@ -10,6 +10,7 @@ and the best running beam, at its length now, would rank behind them all.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from typing import Final
@@ -19,6 +20,8 @@ from worker.engine.scheduler import Scheduler
 from worker.engine.sequence import Sequence, branch_of
 
 _NOTHING: Final = float("-inf")
+_PIECE: Final = 256
+"""Tokens in one output of an answer, so that reading a long one holds up no event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,16 +208,20 @@ class BeamGroup:
         """The answer: the job's choices, or a sign of life while the search goes on."""
         if self.search.running:
             return [StepOutput(0, 0, [], cached_tokens=self.num_cached)]
+        best = enumerate(self.search.best(self.job.n))
+        return [piece for index, text in best for piece in self._pieces(index, text)]
+
+    def _pieces(self, index: int, text: Text) -> Iterator[StepOutput]:
         wants = self.job.params.logprobs is not None
-        return [
-            StepOutput(
+        for at in range(0, len(text.ids), _PIECE):
+            part = slice(at, at + _PIECE)
+            is_last = part.stop >= len(text.ids)
+            yield StepOutput(
                 index,
-                0,
-                text.ids,
-                text.logprobs if wants else None,
-                text.finish,
-                text.stop_token,
+                at,
+                text.ids[part],
+                text.logprobs[part] if wants else None,
+                text.finish if is_last else None,
+                text.stop_token if is_last else None,
                 self.num_cached,
             )
-            for index, text in enumerate(self.search.best(self.job.n))
-        ]

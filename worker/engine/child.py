@@ -94,11 +94,15 @@ def _serve(built: Any, channel: socket.socket, inbox: queue.SimpleQueue[Any]) ->
             for answer in _embedded(*ended):
                 channel.sendall(pipe.encode(answer))
         outputs = core.step() if core.has_work else []
-        step = pipe.Step(load())
+        step, numbers = pipe.Step(load()), 0
         for job_id, output in outputs:
             match output:
                 case StepOutput():
                     step.tokens.append((job_id, output))
+                    numbers += pipe.numbers_of(output)
+                    if numbers > pipe.PIECE_NUMBERS:
+                        channel.sendall(pipe.encode(step))
+                        step, numbers = pipe.Step(step.load), 0
                 case PromptOutput():
                     for piece in pipe.pieces(output):
                         channel.sendall(

@@ -1,7 +1,7 @@
 """The wire between the worker's HTTP process and its engine process: typed messages as JSON lines.
 
-One step's outputs travel in one message; what may be large (scores of a prompt, vectors) in pieces,
-so that reading it holds up no event loop. No pickle, no tensor.
+One step's outputs travel in one message; what may be large (scores of a prompt, vectors, all texts
+of a beam search) in pieces, so that reading it holds up no event loop. No pickle, no tensor.
 """
 
 from __future__ import annotations
@@ -132,6 +132,11 @@ def embedded(call_id: int, vectors: list[list[float]]) -> Iterator[Embedded]:
     size = max(1, PIECE_NUMBERS // max(1, len(vectors[0]))) if vectors else 1
     for at in range(0, max(1, len(vectors)), size):
         yield Embedded(call_id, vectors[at : at + size], more=at + size < len(vectors))
+
+
+def numbers_of(output: StepOutput) -> int:
+    """Numbers in an output, about."""
+    return len(output.ids) + sum(1 + len(one.top) for one in output.logprobs or ())
 
 
 def pieces(output: PromptOutput) -> Iterator[PromptOutput]:

@@ -181,6 +181,21 @@ def test_an_answer_comes_at_the_end_with_its_log_probabilities() -> None:
         tokens.append(token)
 
 
+def test_a_long_answer_comes_in_pieces() -> None:
+    params = SequenceParams(max_tokens=600, beam_width=2, logprobs=0)
+    outputs = outputs_of(core(HashModel(bad_after=9999), 800), [Job("a", [1, 2], params, n=2)])
+    for index in (0, 1):
+        told = [one for one in outputs["a", index] if isinstance(one, StepOutput) and one.ids]
+        assert [(one.pos, len(one.ids), one.finish) for one in told] == [
+            (0, 256, None),
+            (256, 256, None),
+            (512, 88, "length"),
+        ]
+        for one in told:
+            assert one.logprobs is not None
+            assert [logprob.token_id for logprob in one.logprobs] == one.ids
+
+
 def test_an_aborted_search_gives_all_blocks_back() -> None:
     of = core(HashModel(), max_running=2)
     of.submit(job(0, width=4))

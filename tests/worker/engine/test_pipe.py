@@ -41,6 +41,12 @@ def test_scores_of_a_long_prompt_are_cut_into_pieces_and_none_is_lost(top: int) 
     assert len(pieces) == -(-len(scores) // (pipe.PIECE_NUMBERS // (1 + top)))
 
 
+def test_numbers_are_ids_and_log_probabilities() -> None:
+    assert pipe.numbers_of(StepOutput(0, 0, [5, 6])) == 2
+    scored = [RawLogprob(5, -0.5, [(5, -0.5), (7, -1.0)]), RawLogprob(6, -0.1)]
+    assert pipe.numbers_of(StepOutput(0, 0, [5, 6], scored)) == 6
+
+
 def test_many_vectors_are_cut_into_messages_of_which_the_last_says_so() -> None:
     vectors = [[float(i)] * 1024 for i in range(100)]
     messages = list(pipe.embedded(7, vectors))

@@ -1,0 +1,51 @@
+"""Where nothing may be told before the end, a worker says from time to time that it lives."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from protocol.generation import Delta, Done
+from worker import service
+from worker.engine.protocol import Job, StepOutput
+
+ALIVE = Delta(0, 0, [], "")
+
+
+async def test_best_of_shows_that_it_goes_on(
+    start_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_ALIVE_S", 0.02)
+    worker = await start_worker(sim_tokens=20, sim_itl_ms=10)
+    _started, *events, done = await worker.events(prompt="x", sampling={"best_of": 2})
+    first = next(at for at, event in enumerate(events) if event.ids)
+    assert events[:first]
+    assert all(event == ALIVE for event in events[:first])
+    assert ALIVE not in events[first:]
+    assert done == Done(prompt_tokens=1, completion_tokens=40)
+
+
+async def searching(job: Job, hold_s: float) -> AsyncGenerator[list[StepOutput], None]:
+    """What an engine gives for a search: nothing to tell for some rounds, then all."""
+    assert job.params.beam_width == 2
+    for _ in range(5):
+        yield [StepOutput(0, 0, [], cached_tokens=3)]
+    yield [StepOutput(0, 0, [104, 105], finish="length", cached_tokens=3)]
+
+
+@pytest.mark.parametrize(("alive_s", "signs"), [(0.0, 5), (1000.0, 0)])
+async def test_a_search_shows_that_it_goes_on(
+    worker: Any, alive_s: float, signs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_ALIVE_S", alive_s)
+    ready = worker.runtime.ready
+    monkeypatch.setattr(ready.engine, "submit", searching)
+    able = replace(ready, info=replace(ready.info, beams=True))
+    monkeypatch.setattr(worker.runtime, "_ready", able)
+    sampling = {"use_beam_search": True, "best_of": 2}
+    _started, *events = await worker.events(prompt="abcd", sampling=sampling)
+    answer = Delta(0, 0, [104, 105], "hi", finish_reason="length")
+    assert events == [*[ALIVE] * signs, answer, Done(4, 2, cached_tokens=3)]
