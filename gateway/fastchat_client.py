@@ -67,6 +67,8 @@ def needs_native(request: GenerateRequest) -> str | None:
         return request.structure.param
     if request.reasoning_effort not in (None, "none"):
         return "reasoning_effort"
+    if request.thinking:
+        return "thinking"
     return "chat_template_kwargs" if request.chat_template_kwargs else None
 
 
@@ -147,7 +149,11 @@ class FastChatClient:
         self, worker: WorkerRecord, request: TokenizeRequest, timeout_s: float
     ) -> tuple[int, int]:
         model = await self._model(worker, request.model)
-        tokens = await self._count(worker, request.model, request.prompt or "")
+        if request.tools:
+            message = "Unsupported parameter: 'tools' cannot be served by this model's worker."
+            raise TriremeError("unsupported_parameter", message, param="tools")
+        prompt = _rendered(request, model.template)
+        tokens = await self._count(worker, request.model, prompt)
         return tokens, model.context_length
 
     async def _model(self, worker: WorkerRecord, name: str) -> _Model:
@@ -198,7 +204,7 @@ class FastChatClient:
         yield replace(last, finish_reason=choice.finish_reason)
 
 
-def _rendered(request: GenerateRequest, template: Conversation) -> str:
+def _rendered(request: GenerateRequest | TokenizeRequest, template: Conversation) -> str:
     if request.messages is None:
         return request.prompt or ""
     roles = {"developer": "system"}

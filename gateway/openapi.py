@@ -8,6 +8,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from protocol.anthropic import CountTokensRequest, MessagesRequest
+from protocol.create_response import CreateResponse
 from protocol.openai import (
     APIChatCompletionRequest,
     ChatCompletionRequest,
@@ -20,7 +22,10 @@ BODIES: Final[tuple[type[BaseModel], ...]] = (
     APIChatCompletionRequest,
     ChatCompletionRequest,
     CompletionRequest,
+    CountTokensRequest,
+    CreateResponse,
     EmbeddingsRequest,
+    MessagesRequest,
     TokenCheckRequest,
 )
 _SCHEMA_PATH: Final = "#/components/schemas/{model}"

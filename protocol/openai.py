@@ -79,9 +79,6 @@ __all__ = [
     "UsageInfo",
 ]
 
-UNION_TAGS: Final = frozenset({"~text", "~parts", "~messages"})
-"""Names of union branches; they show in pydantic's error locations and are no fields."""
-
 RESERVED_TEMPLATE_KWARGS: Final = frozenset(
     "tokenize messages conversation tools documents chat_template add_generation_prompt "
     "continue_final_message return_dict return_tensors return_assistant_tokens_mask padding "

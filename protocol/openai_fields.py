@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 from pydantic import (
@@ -16,6 +17,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+UNION_TAG: Final = "~"
+"""Begins names of union branches, which show in pydantic's error locations and are no fields."""
+
 MAX_INPUTS: Final = 2048
 MAX_CHOICES: Final = 2048
 """Bound of n x prompts, checked before anything is allocated."""
@@ -27,6 +31,18 @@ def fault(code: str, message: str, at: str | None = None) -> PydanticCustomError
     """A validation error whose type is a taxonomy code."""
     # pydantic asks for literals, for translators; ours come from the taxonomy
     return PydanticCustomError(code, "{message}", {"message": message, "at": at})
+
+
+def moved(error: PydanticCustomError, places: Mapping[str, str]) -> PydanticCustomError:
+    """The same fault at the place that another dialect has for it.
+
+    Args:
+        places: what to write for parts of the path; the first that is in it counts.
+    """
+    context = error.context or {}
+    at = context.get("at") or ""
+    old = next((one for one in places if one in at), None)
+    return fault(error.type, context["message"], at.replace(old, places[old]) if old else at)
 
 
 def only(*allowed: object) -> AfterValidator:

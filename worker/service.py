@@ -35,7 +35,7 @@ from worker.engine.protocol import Job, PromptOutput, StepOutput
 from worker.metrics import Metrics
 from worker.runtime import Ready, Runtime
 from worker.text.choice import Choice, readable
-from worker.text.prompt import EncodedPrompt, effort_kwargs
+from worker.text.prompt import EncodedPrompt, effort_kwargs, thinking_kwargs
 from worker.text.reading import FORCED_CALLS, Reading
 from worker.text.templates import RenderOptions
 
@@ -170,13 +170,7 @@ class Service:
             return await self._encode_text(
                 ready, request.prompt, add_special_tokens=request.add_special_tokens
             )
-        options = RenderOptions(
-            request.add_generation_prompt,
-            request.continue_final_message,
-            {**effort_kwargs(ready.text, request.reasoning_effort), **request.chat_template_kwargs},
-            request.tools,
-        )
-        return await self._encode_messages(ready, request.messages or [], options)
+        return await self._encode_messages(ready, request.messages or [], _options(ready, request))
 
     async def _encode_text(
         self, ready: Ready, text: str, *, add_special_tokens: bool
@@ -203,7 +197,8 @@ class Service:
         """
         ready = self._runtime.require(request.model)
         if request.messages is not None:
-            encoded = await self._encode_messages(ready, request.messages, RenderOptions())
+            options = _options(ready, request)
+            encoded = await self._encode_messages(ready, request.messages, options)
             ids = encoded.ids
         elif request.prompt:
             encoded = await self._encode_text(
@@ -380,6 +375,18 @@ class _Run:
                 self._metrics.first_token_s.observe(now - self._arrived)
             self._last_token_at[index] = now
             self._metrics.generation_tokens.inc(tokens)
+
+
+def _options(ready: Ready, request: GenerateRequest | TokenizeRequest) -> RenderOptions:
+    """How a conversation becomes a prompt."""
+    kwargs = {
+        **effort_kwargs(ready.text, request.reasoning_effort),
+        **thinking_kwargs(ready.text, request.thinking),
+        **request.chat_template_kwargs,
+    }
+    return RenderOptions(
+        request.add_generation_prompt, request.continue_final_message, kwargs, request.tools
+    )
 
 
 def _reading(ready: Ready, request: GenerateRequest, prompt: EncodedPrompt) -> Reading | None:

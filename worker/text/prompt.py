@@ -147,6 +147,9 @@ def load_text_model(
     return TextModel(tokenizer, template, found)
 
 
+_SWITCHES = ("enable_thinking", "thinking")
+
+
 def effort_kwargs(text: TextModel, effort: str | None) -> Mapping[str, Any]:
     """How this model's template is told how long to think.
 
@@ -158,15 +161,36 @@ def effort_kwargs(text: TextModel, effort: str | None) -> Mapping[str, Any]:
         return {}
     if "reasoning_effort" in variables:
         return {"reasoning_effort": effort}
-    for switch in ("enable_thinking", "thinking"):
+    for switch in _SWITCHES:
         if switch in variables:
             return {switch: effort != "none"}
-    reasons = text.format is not None and text.format.reasoning_format != formats.NONE
+    reasons = _reasons(text)
     if effort == "none" and not reasons:
         return {}
     why = "always thinks" if reasons else "does not think before it answers"
     message = f"This model {why}: its reasoning_effort cannot be '{quoted(effort)}'."
     raise TriremeError("unsupported_by_model", message, param="reasoning_effort")
+
+
+def thinking_kwargs(text: TextModel, thinking: bool | None) -> Mapping[str, Any]:
+    """How this model's template is told whether to think; what the model does anyway needs nothing.
+
+    Raises:
+        TriremeError: `unsupported_by_model` when it does the other always.
+    """
+    if thinking is None:
+        return {}
+    for switch in _SWITCHES:
+        if switch in text.template.variables:
+            return {switch: thinking}
+    if thinking == _reasons(text):
+        return {}
+    why = "does not think before it answers" if thinking else "always thinks"
+    raise TriremeError("unsupported_by_model", f"This model {why}.", param="thinking")
+
+
+def _reasons(text: TextModel) -> bool:
+    return text.format is not None and text.format.reasoning_format != formats.NONE
 
 
 def _check_messages(messages: Sequence[Mapping[str, Any]], options: RenderOptions) -> None:
