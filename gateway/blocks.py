@@ -16,6 +16,7 @@ from protocol.generation import Delta, Done, Event, FinishReason, Started, Token
 from trireme.service.ids import short_id
 
 BlockKind: TypeAlias = Literal["reasoning", "text", "call"]
+BlockStatus: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 
 
 @dataclass(slots=True)
@@ -34,7 +35,7 @@ class Block:
     name: str = ""
     pieces: list[str] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
-    status: Literal["in_progress", "completed", "incomplete"] = "in_progress"
+    status: BlockStatus = "in_progress"
     id: str = field(default_factory=short_id)
     call_id: str = field(default_factory=short_id)
 
@@ -104,7 +105,7 @@ class Blocks:
         if delta.finish_reason is not None:
             if self._never_empty and not self.row:
                 yield from self._begin("text")
-            yield from self._close()
+            yield from self._close("incomplete" if delta.finish_reason == "length" else "completed")
 
     def _of_text(self, delta: Delta) -> list[TokenLogprob]:
         """The log probabilities that belong to the text now.
@@ -144,10 +145,9 @@ class Blocks:
         block.logprobs += logprobs
         return Grew(block, piece, logprobs)
 
-    def _close(self) -> Iterator[Step]:
+    def _close(self, status: BlockStatus = "completed") -> Iterator[Step]:
         if self.row and self.row[-1].status == "in_progress":
-            cut = self.finish_reason == "length"
-            self.row[-1].status = "incomplete" if cut else "completed"
+            self.row[-1].status = status
             yield Closed(self.row[-1])
 
 
