@@ -168,6 +168,18 @@ async def test_token_check(http: aiohttp.ClientSession) -> None:
             }
 
 
+async def test_messages_are_counted_as_they_are_rendered(http: aiohttp.ClientSession) -> None:
+    worker = FakeFastChatWorker()
+    async with with_fastchat(worker) as s:
+        path = "/v1/messages/count_tokens"
+        status, answer = await post(http, s, path, messages=HELLO)
+        assert (status, answer) == (200, {"input_tokens": len(PROMPT.split())})
+        assert worker.bodies("/count_token")[-1]["prompt"] == PROMPT
+        tools = [{"name": "look", "input_schema": {"type": "object"}}]
+        status, answer = await post(http, s, path, messages=HELLO, tools=tools)
+        assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
