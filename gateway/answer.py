@@ -23,7 +23,7 @@ AT_ONCE: Final = 32
 """Prompts of one request that run at the same time."""
 
 
-class Renderer(Protocol):
+class AnswerRenderer(Protocol):
     """Makes one dialect's answer of events: whole by `add` and `answer`, streamed by the rest."""
 
     def add(self, prompt: int, event: Event) -> None:
@@ -45,7 +45,7 @@ class Renderer(Protocol):
 async def respond(
     request: Request,
     requests: Sequence[GenerateRequest],
-    renderer: Renderer,
+    renderer: AnswerRenderer,
     arrival: Arrival,
     *,
     stream: bool,
@@ -85,7 +85,7 @@ class Answer:
     def __init__(
         self,
         batches: AsyncGenerator[Batch, None],
-        renderer: Renderer,
+        renderer: AnswerRenderer,
         metrics: GatewayMetrics,
         model: str,
         arrived_s: float,

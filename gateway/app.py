@@ -168,7 +168,7 @@ def create_app(
         allow_credentials=settings.allow_credentials,
         allow_methods=settings.allowed_methods,
         allow_headers=settings.allowed_headers,
-        expose_headers=["x-request-id"],
+        expose_headers=["x-request-id", "request-id"],
     )
     app.add_middleware(RequestContext, finished=finished)
     return app

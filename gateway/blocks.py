@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from pydantic_core import to_json
+
 from protocol.errors import TriremeError
 from protocol.generation import Delta, Done, Event, FinishReason, Started, TokenLogprob
 from trireme.service.ids import short_id
@@ -151,8 +153,13 @@ class Blocks:
             yield Closed(self.row[-1])
 
 
+def encoded(value: object) -> bytes:
+    """JSON, also of what clients and models wrote: integers of any size, infinity as null."""
+    return to_json(value, inf_nan_mode="null")
+
+
 class BlockRenderer(ABC):
-    """A `gateway.answer.Renderer` for dialects whose answers are one choice in blocks."""
+    """An `AnswerRenderer` (`gateway/answer.py`) for dialects whose answers are one choice in blocks."""
 
     def __init__(self, *, never_empty: bool = False) -> None:
         self._blocks = Blocks(never_empty=never_empty)

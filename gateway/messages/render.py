@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import orjson
 from pydantic_core import from_json
 
-from gateway.blocks import Block, BlockRenderer, Closed, Grew, Opened, Step
+from gateway.blocks import Block, BlockRenderer, Closed, Grew, Opened, Step, encoded
 from gateway.errors import anthropic_error_body
 from protocol.anthropic import MessagesRequest
 from protocol.errors import TriremeError
@@ -34,7 +33,7 @@ class MessageRenderer(BlockRenderer):
 
     def answer(self) -> bytes:
         content = [self._content(block, block.text) for block in self._blocks.row]
-        return orjson.dumps(self._message(content, self._stop(), self._usage()))
+        return encoded(self._message(content, self._stop(), self._usage()))
 
     # ---- the stream -----------------------------------------------------------------------------
 
@@ -44,7 +43,7 @@ class MessageRenderer(BlockRenderer):
 
     def failure(self, error: TriremeError) -> bytes:
         body = {**anthropic_error_body(error), "request_id": self._request_id}
-        return sse_named(b"error", orjson.dumps(body))
+        return sse_named(b"error", encoded(body))
 
     def _opening(self) -> list[bytes]:
         # how many of the prompt's tokens were cached is told at the end
@@ -144,4 +143,4 @@ def _object(arguments: str) -> dict[str, Any]:
 
 
 def _frame(kind: str, **fields: Any) -> bytes:
-    return sse_named(kind.encode(), orjson.dumps({"type": kind, **fields}))
+    return sse_named(kind.encode(), encoded({"type": kind, **fields}))

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import orjson
-
-from gateway.blocks import Block, BlockRenderer, Closed, Grew, Opened, Step
+from gateway.blocks import Block, BlockRenderer, Closed, Grew, Opened, Step, encoded
 from gateway.logprobs import chat_logprobs
 from protocol.create_response import CreateResponse
 from protocol.errors import TriremeError
@@ -54,7 +52,7 @@ class ResponseRenderer(BlockRenderer):
         self._sent = 0
 
     def answer(self) -> bytes:
-        return orjson.dumps(self._finish())
+        return encoded(self._finish())
 
     # ---- the stream -----------------------------------------------------------------------------
 
@@ -130,7 +128,7 @@ class ResponseRenderer(BlockRenderer):
     def _frame(self, kind: str, **fields: Any) -> bytes:
         number, self._sent = self._sent, self._sent + 1
         return sse_named(
-            kind.encode(), orjson.dumps({"type": kind, "sequence_number": number, **fields})
+            kind.encode(), encoded({"type": kind, "sequence_number": number, **fields})
         )
 
     # ---- the object -----------------------------------------------------------------------------

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Annotated, Any, Literal
 
-import orjson
 from fastapi import APIRouter, Query, Request, Response
+from pydantic_core import from_json
 
 from gateway.answer import respond
+from gateway.blocks import encoded
 from gateway.openapi import body_of
 from gateway.responses.render import ResponseHead, ResponseRenderer
 from gateway.responses.store import StoredResponse
@@ -67,7 +68,7 @@ async def delete(request: Request, response_id: str) -> Response:
     if not gateway_of(request).responses.delete(tenant, response_id, monotonic()):
         raise _not_found(response_id)
     deleted = {"id": response_id, "object": "response", "deleted": True}
-    return Response(orjson.dumps(deleted), media_type="application/json")
+    return Response(encoded(deleted), media_type="application/json")
 
 
 @router.get("/v1/responses/{response_id}/input_items")
@@ -79,7 +80,7 @@ async def input_items(
     after: str | None = None,
 ) -> Response:
     """The items of a stored response's own input, those before it in the conversation not."""
-    items: list[dict[str, Any]] = orjson.loads(_stored(request, response_id).input)
+    items: list[dict[str, Any]] = from_json(_stored(request, response_id).input)
     if order == "desc":
         items.reverse()
     ids = [item["id"] for item in items]
@@ -94,7 +95,7 @@ async def input_items(
         "last_id": shown[-1]["id"] if shown else None,
         "has_more": len(rest) > limit,
     }
-    return Response(orjson.dumps(page), media_type="application/json")
+    return Response(encoded(page), media_type="application/json")
 
 
 def _stored(request: Request, response_id: str) -> StoredResponse:
@@ -137,8 +138,8 @@ def _keeper(
         stored = StoredResponse(
             response["id"],
             asked.previous_response_id,
-            orjson.dumps(items),
-            orjson.dumps(response),
+            encoded(items),
+            encoded(response),
             tuple(item["id"] for item in [*items, *response["output"]]),
         )
         gateway.responses.put(tenant, stored, monotonic())

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from protocol import fastchat, openai
+from protocol import anthropic, create_response, fastchat, openai, response_items
 from protocol.errors import TAXONOMY
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -26,6 +27,12 @@ WORDS |= {word for words in WORDS for word in re.split(r"[\s.]+", words)}
         openai.CompletionRequest,
         openai.EmbeddingsRequest,
         openai.StreamOptions,
+        create_response.CreateResponse,
+        create_response.FunctionTool,
+        response_items.MessageItem,
+        anthropic.MessagesRequest,
+        anthropic.Tool,
+        anthropic.ToolResultBlock,
         openai.TokenCheckRequest,
         openai.ModelCard,
         fastchat.RegisterWorker,
@@ -48,6 +55,8 @@ def section(heading: str) -> str:
         ("Completions", openai.CompletionRequest),
         ("Common fields", openai.ChatCompletionRequest),
         ("Common fields", openai.CompletionRequest),
+        ("Responses", create_response.CreateResponse),
+        ("Messages", anthropic.MessagesRequest),
         ("Embeddings", openai.EmbeddingsRequest),
     ],
 )
@@ -66,6 +75,8 @@ def test_the_defaults_of_the_page_are_those_of_the_code(heading: str, model: Any
                 assert field.default == float(words), name
             else:
                 default = field.get_default(call_default_factory=True)
+                if isinstance(default, BaseModel):
+                    default = default.model_dump(exclude_defaults=True)
                 assert default in (None, [], {}, words), name
 
 

@@ -9,6 +9,7 @@ import pytest
 from anthropic.types import Message, RawMessageStreamEvent
 from anthropic.types.shared import ErrorResponse
 from pydantic import TypeAdapter
+from pydantic_core import from_json
 
 from gateway.messages.render import MessageRenderer
 from protocol.anthropic import MessagesRequest
@@ -44,7 +45,7 @@ def whole(events: list[Event], **fields: Any) -> dict[str, Any]:
     renderer = make(**fields)
     for event in events:
         renderer.add(0, event)
-    answer: dict[str, Any] = orjson.loads(renderer.answer())
+    answer: dict[str, Any] = from_json(renderer.answer())
     Message.model_validate(answer, strict=True)
     return answer
 
@@ -145,7 +146,13 @@ def test_why_it_ended(last: Delta, reason: str, sequence: str | None) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "read"),
-    [('{"at": "Ber', {"at": "Ber"}), ('{"at": 1, "b', {"at": 1}), ("", {}), ("[1]", {})],
+    [
+        (f'{{"at": {2**80}}}', {"at": 2**80}),
+        ('{"at": "Ber', {"at": "Ber"}),
+        ('{"at": 1, "b', {"at": 1}),
+        ("", {}),
+        ("[1]", {}),
+    ],
 )
 def test_a_call_that_was_cut_has_what_is_there(arguments: str, read: dict[str, Any]) -> None:
     calls = [CallPiece(0, "look", arguments)]

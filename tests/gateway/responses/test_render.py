@@ -212,6 +212,13 @@ def test_a_failure_ends_a_stream_with_its_error_and_a_failed_response(
     assert made.finished == []
 
 
+def test_large_numbers_of_a_schema_are_shown() -> None:
+    schema = {"type": "object", "properties": {"a": {"maximum": 2**80}}}
+    made = Made(tools=[{**TOOL, "parameters": schema}])
+    [created, _] = made.renderer.chunks(0, STARTED)
+    assert str(2**80).encode() in created
+
+
 def test_what_was_asked_for_is_shown() -> None:
     choice = {"type": "function", "name": "look"}
     form = {"type": "json_schema", "name": "x", "schema": {"type": "object"}}

@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from openai.types.responses import ResponseItem
+from pydantic import TypeAdapter
 
 from gateway.body import parse
 from gateway.responses.translate import generate_request, listed, resolved
@@ -14,6 +16,7 @@ from protocol.errors import TriremeError
 from protocol.generation import GenerateRequest, Structure
 from protocol.response_items import ITEMS, Item
 
+LISTED: TypeAdapter[Any] = TypeAdapter(ResponseItem)
 USER = {"role": "user", "content": "hi"}
 SCHEMA = {"type": "object", "properties": {}, "additionalProperties": False}
 TOOL = {"type": "function", "name": "look", "parameters": SCHEMA, "strict": True}
@@ -116,6 +119,8 @@ def test_listed_items_read_back_as_the_same_turns() -> None:
         "function_call_output",
     ]
     assert all(item["id"] for item in shown)
+    for item in shown:
+        LISTED.validate_python(item, strict=True)
     again = wire(before=ITEMS.validate_python(shown)).messages
     assert again == wire(before=plain).messages
 
