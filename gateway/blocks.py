@@ -159,7 +159,7 @@ def encoded(value: object) -> bytes:
 
 
 class BlockRenderer(ABC):
-    """An `AnswerRenderer` (`gateway/answer.py`) for dialects whose answers are one choice in blocks."""
+    """An `AnswerRenderer` of `gateway/answer.py` for answers of one choice, in blocks."""
 
     def __init__(self, *, never_empty: bool = False) -> None:
         self._blocks = Blocks(never_empty=never_empty)

@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from pydantic_core import from_json
+
+_ENTRY_BYTES: Final = 512
+"""About what a key with its entry costs in a dict."""
 
 Key: TypeAlias = tuple[str, str]
 """(tenant, id): nobody finds what another tenant stored."""
@@ -35,7 +38,8 @@ class StoredResponse:
 
     @property
     def num_bytes(self) -> int:
-        return len(self.input) + len(self.response)
+        """What it costs, with its places in the store's books."""
+        return len(self.input) + len(self.response) + _ENTRY_BYTES * (1 + len(self.item_ids))
 
     def items(self) -> list[dict[str, object]]:
         """Its input, then its output."""

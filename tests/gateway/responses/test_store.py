@@ -51,7 +51,7 @@ def test_the_bytes_of_all_are_bounded_and_given_back() -> None:
     for name in "abc":
         store.put("t", stored(name, size=100), 0)
     assert (len(store), store.num_bytes) == (2, 2 * size)
-    store.put("t", stored("d", size=1000), 0)
+    store.put("t", stored("d", size=5000), 0)
     assert store.get("t", "d", 0) is None
     assert len(store) == 2
     store.delete("t", "b", 0)
