@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request, Response
 
 from gateway.answer import respond
@@ -16,6 +15,7 @@ from gateway.openapi import body_of
 from gateway.state import admit, arrival_of, gateway_of, read
 from gateway.translate import check_room, renamed
 from protocol.anthropic import CountTokensRequest, MessagesRequest
+from protocol.anthropic_answers import MessageAnswer, TokenCount
 from protocol.errors import TriremeError
 from trireme.service.ids import short_id
 from trireme.service.streaming import Leash
@@ -23,13 +23,17 @@ from trireme.service.streaming import Leash
 router = APIRouter(tags=["messages"])
 
 
-@router.post("/v1/messages", openapi_extra=body_of(MessagesRequest))
+@router.post("/v1/messages", response_model=MessageAnswer, openapi_extra=body_of(MessagesRequest))
 async def messages(request: Request) -> Response:
     """Answers a conversation, whole or as typed server-sent events."""
     return await _in_our_terms(request, _create(request))
 
 
-@router.post("/v1/messages/count_tokens", openapi_extra=body_of(CountTokensRequest))
+@router.post(
+    "/v1/messages/count_tokens",
+    response_model=TokenCount,
+    openapi_extra=body_of(CountTokensRequest),
+)
 async def count_tokens(request: Request) -> Response:
     """How many tokens the prompt of the same request has."""
     return await _in_our_terms(request, _count(request))
@@ -59,7 +63,8 @@ async def _count(request: Request) -> Response:
     dispatcher = gateway_of(request).dispatcher
     async with Leash(request.receive):
         tokens, _ = await dispatcher.count(tokenize_request(asked), arrival.deadline_s)
-    return Response(orjson.dumps({"input_tokens": tokens}), media_type="application/json")
+    found = TokenCount(input_tokens=tokens)
+    return Response(found.model_dump_json(), media_type="application/json")
 
 
 async def _in_our_terms(request: Request, answered: Coroutine[Any, Any, Response]) -> Response:

@@ -21,12 +21,13 @@ from gateway.translate import check_room, renamed
 from protocol.create_response import CreateResponse
 from protocol.errors import TriremeError, quoted
 from protocol.response_items import ITEMS, Item
+from protocol.response_object import DeletedResponse, InputItemList, ResponseObject
 from trireme.service.ids import short_id
 
 router = APIRouter(tags=["responses"])
 
 
-@router.post("/v1/responses", openapi_extra=body_of(CreateResponse))
+@router.post("/v1/responses", response_model=ResponseObject, openapi_extra=body_of(CreateResponse))
 async def create(request: Request) -> Response:
     """Answers a conversation, whole or as typed server-sent events."""
     asked = await read(request, CreateResponse)
@@ -53,7 +54,7 @@ async def create(request: Request) -> Response:
         raise renamed(error, FIELD_NAMES) from None
 
 
-@router.get("/v1/responses/{response_id}")
+@router.get("/v1/responses/{response_id}", response_model=ResponseObject)
 async def retrieve(
     request: Request, response_id: str, stream: Literal["false"] = "false"
 ) -> Response:
@@ -61,17 +62,17 @@ async def retrieve(
     return Response(_stored(request, response_id).response, media_type="application/json")
 
 
-@router.delete("/v1/responses/{response_id}")
+@router.delete("/v1/responses/{response_id}", response_model=DeletedResponse)
 async def delete(request: Request, response_id: str) -> Response:
     """Forgets a stored response; those that went on from it cannot be gone on from any more."""
     tenant = arrival_of(request).cache_salt
     if not gateway_of(request).responses.delete(tenant, response_id, monotonic()):
         raise _not_found(response_id)
-    deleted = {"id": response_id, "object": "response", "deleted": True}
-    return Response(encoded(deleted), media_type="application/json")
+    deleted = DeletedResponse(id=response_id, object="response", deleted=True)
+    return Response(deleted.model_dump_json(), media_type="application/json")
 
 
-@router.get("/v1/responses/{response_id}/input_items")
+@router.get("/v1/responses/{response_id}/input_items", response_model=InputItemList)
 async def input_items(
     request: Request,
     response_id: str,
@@ -88,14 +89,14 @@ async def input_items(
         raise TriremeError("invalid_value", f"No item '{quoted(after)}' is there.", param="after")
     rest = items if after is None else items[ids.index(after) + 1 :]
     shown = rest[:limit]
-    page = {
-        "object": "list",
-        "data": shown,
-        "first_id": shown[0]["id"] if shown else None,
-        "last_id": shown[-1]["id"] if shown else None,
-        "has_more": len(rest) > limit,
-    }
-    return Response(encoded(page), media_type="application/json")
+    page = InputItemList(
+        object="list",
+        data=shown,
+        first_id=shown[0]["id"] if shown else None,
+        last_id=shown[-1]["id"] if shown else None,
+        has_more=len(rest) > limit,
+    )
+    return Response(page.model_dump_json(), media_type="application/json")
 
 
 def _stored(request: Request, response_id: str) -> StoredResponse:

@@ -13,6 +13,7 @@ from pydantic_core import from_json
 
 from gateway.messages.render import MessageRenderer
 from protocol.anthropic import MessagesRequest
+from protocol.anthropic_answers import MessageAnswer
 from protocol.errors import TAXONOMY, TriremeError
 from protocol.generation import CallPiece, Delta, Done, Event, Started
 
@@ -47,6 +48,7 @@ def whole(events: list[Event], **fields: Any) -> dict[str, Any]:
         renderer.add(0, event)
     answer: dict[str, Any] = from_json(renderer.answer())
     Message.model_validate(answer, strict=True)
+    MessageAnswer.model_validate(answer)
     return answer
 
 

@@ -14,6 +14,7 @@ from gateway.responses.render import ResponseHead, ResponseRenderer
 from protocol.create_response import CreateResponse
 from protocol.errors import TriremeError
 from protocol.generation import CallPiece, Delta, Done, Event, Started
+from protocol.response_object import ResponseObject
 from tests.gateway.fakes import logprob
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
@@ -55,6 +56,7 @@ def whole(events: list[Event], **fields: Any) -> dict[str, Any]:
         made.renderer.add(0, event)
     answer: dict[str, Any] = orjson.loads(made.renderer.answer())
     Response.model_validate(answer, strict=True)
+    ResponseObject.model_validate(answer)
     assert made.finished == [answer]
     return answer
 
@@ -65,6 +67,8 @@ def parsed(raw: bytes) -> list[dict[str, Any]]:
         name, data = frame.split(b"\n")
         event = orjson.loads(data.removeprefix(b"data: "))
         EVENTS.validate_python(event, strict=True)
+        if "response" in event:
+            ResponseObject.model_validate(event["response"])
         assert name == b"event: " + event["type"].encode()
         assert event["sequence_number"] == number
         found.append(event)
