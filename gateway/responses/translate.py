@@ -92,12 +92,10 @@ def listed(item: Item) -> dict[str, Any]:
     fields = item.model_dump(exclude_none=True)
     fields["id"] = fields.get("id") or f"{_PREFIXES[item.type]}_{short_id()}"
     if isinstance(item, MessageItem):
-        kind = "output_text" if item.role == "assistant" else "input_text"
         parts = item.content
         if isinstance(parts, str):
-            parts = [
-                TextPart(type="output_text" if kind == "output_text" else "input_text", text=parts)
-            ]
+            said = item.role == "assistant"
+            parts = [TextPart(type="output_text" if said else "input_text", text=parts)]
         fields["content"] = [_part(part) for part in parts]
     if not isinstance(item, ReasoningItem):
         fields.setdefault("status", "completed")
@@ -119,7 +117,7 @@ def _part(part: TextPart) -> dict[str, Any]:
 def _turns(items: Iterable[Item], instructions: str | None) -> list[dict[str, Any]]:
     """Chat messages: an answer's reasoning, text and calls are one; instructions come first."""
     turns: list[dict[str, Any]] = []
-    if instructions is not None:
+    if instructions:
         turns.append({"role": "system", "content": instructions})
     called: set[str] = set()
     for item in items:
