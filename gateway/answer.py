@@ -5,19 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from time import perf_counter
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
-import orjson
 from fastapi import Request, Response
 
 from gateway.connection import event_stream
-from gateway.errors import error_body
 from gateway.merge import merged
 from gateway.metrics import GatewayMetrics
-from gateway.render import Renderer
 from gateway.state import Arrival, gateway_of
 from protocol.errors import TriremeError
-from protocol.framing import SSE_DONE, sse
 from protocol.generation import Delta, Event, GenerateRequest, Started
 from trireme.service.streaming import Leash
 
@@ -27,10 +23,29 @@ AT_ONCE: Final = 32
 """Prompts of one request that run at the same time."""
 
 
+class AnswerRenderer(Protocol):
+    """Makes one dialect's answer of events: whole by `add` and `answer`, streamed by the rest."""
+
+    def add(self, prompt: int, event: Event) -> None:
+        """Take an event of the prompt of that number."""
+
+    def answer(self) -> bytes:
+        """The whole answer as JSON, once all events were given."""
+
+    def chunks(self, prompt: int, event: Event) -> list[bytes]:
+        """The server-sent events of an event; some have none."""
+
+    def end(self) -> bytes:
+        """What follows the last event of a stream."""
+
+    def failure(self, error: TriremeError) -> bytes:
+        """What ends a stream that failed."""
+
+
 async def respond(
     request: Request,
     requests: Sequence[GenerateRequest],
-    renderer: Renderer,
+    renderer: AnswerRenderer,
     arrival: Arrival,
     *,
     stream: bool,
@@ -70,7 +85,7 @@ class Answer:
     def __init__(
         self,
         batches: AsyncGenerator[Batch, None],
-        renderer: Renderer,
+        renderer: AnswerRenderer,
         metrics: GatewayMetrics,
         model: str,
         arrived_s: float,
@@ -98,7 +113,7 @@ class Answer:
         return self._renderer.answer()
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
-        """Server-sent events, `[DONE]` last; a failure ends them with an error event instead.
+        """Server-sent events; a failure ends them with an error event instead of their end.
 
         Events that came together are sent together.
         """
@@ -111,15 +126,15 @@ class Answer:
                     yield piece
         except TriremeError as error:
             self._metrics.broke(self._model, error.code)
-            yield sse(orjson.dumps(error_body(error)))
+            yield self._renderer.failure(error)
             return
         except Exception:
             log.exception("stream failed")
             fault = TriremeError("internal_error", "The gateway failed; its log has the reason.")
             self._metrics.broke(self._model, fault.code)
-            yield sse(orjson.dumps(error_body(fault)))
+            yield self._renderer.failure(fault)
             return
-        yield (self._renderer.last_chunk() or b"") + SSE_DONE
+        yield self._renderer.end()
 
     async def close(self) -> None:
         """Stop the workers if they are not done, and release what the request holds."""

@@ -11,10 +11,13 @@ from time import monotonic
 from typing import Final
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic_core import ErrorDetails
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
+from gateway.body import error_of
 from gateway.breaker import Breakers
 from gateway.config import GatewaySettings
 from gateway.dispatch import Dispatcher
@@ -26,6 +29,7 @@ from gateway.fleet_watch import FleetWatch
 from gateway.http_client import HttpPool
 from gateway.metrics import UNKNOWN_MODEL, GatewayMetrics
 from gateway.openapi import DESCRIBED
+from gateway.responses.store import ResponseStore
 from gateway.routes import BUSY_ROUTES, ROUTERS
 from gateway.routing import POLICIES
 from gateway.state import Gateway
@@ -90,8 +94,13 @@ def create_app(
                 breakers=breakers,
                 rng=Random(),
             )
+            responses = ResponseStore(
+                settings.stored_responses,
+                settings.stored_response_bytes,
+                settings.stored_response_ttl_s,
+            )
             app.state.gateway = Gateway(
-                settings, view, dispatcher, metrics, bool(keys), int(time.time())
+                settings, view, dispatcher, metrics, responses, bool(keys), int(time.time())
             )
             watch = FleetWatch(
                 view, settings.controller_address, session, settings.cluster_token, changed
@@ -140,6 +149,12 @@ def create_app(
     install_error_handlers(app)
     describe(app, DESCRIBED)
 
+    @app.exception_handler(RequestValidationError)
+    async def bad_parameter(request: Request, error: RequestValidationError) -> Response:
+        first: ErrorDetails = error.errors()[0]
+        first["loc"] = first["loc"][1:]  # without the word "query" or "path"
+        return error_response(error_of(first), scope=request.scope)
+
     @app.exception_handler(ClientDisconnect)
     async def gone(_request: Request, _error: ClientDisconnect) -> Response:
         return Response(status_code=499)
@@ -154,7 +169,7 @@ def create_app(
         allow_credentials=settings.allow_credentials,
         allow_methods=settings.allowed_methods,
         allow_headers=settings.allowed_headers,
-        expose_headers=["x-request-id"],
+        expose_headers=["x-request-id", "request-id"],
     )
     app.add_middleware(RequestContext, finished=finished)
     return app

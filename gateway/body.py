@@ -14,9 +14,9 @@ from pydantic_core import ErrorDetails, from_json
 from starlette.requests import ClientDisconnect
 
 from gateway.edge import header
-from gateway.errors import WHOLE_FIELDS
+from gateway.errors import named_field
 from protocol.errors import TAXONOMY, TriremeError, quoted
-from protocol.openai_messages import UNION_TAGS
+from protocol.openai_fields import UNION_TAG
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -104,13 +104,14 @@ def parse(
         return model.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-    raise _error_of(first) from None
+    raise error_of(first) from None
 
 
 # ---- pydantic's errors in our terms -------------------------------------------------------------
 
 
-def _error_of(details: ErrorDetails) -> TriremeError:
+def error_of(details: ErrorDetails) -> TriremeError:
+    """What pydantic found wrong, with the code and `param` that it has here."""
     context = details.get("ctx", {})
     param = _param(details["loc"], context.get("at"))
     code = _code_of(details)
@@ -122,13 +123,11 @@ def _param(loc: tuple[int | str, ...], at: str | None) -> str | None:
     for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part not in UNION_TAGS:
+        elif not part.startswith(UNION_TAG):
             path += f".{part}" if path else part
-        if path in WHOLE_FIELDS:
-            return path
     if at:
         path = f"{path}.{at}" if path else at
-    return path[:100] or None
+    return named_field(path)[:100] or None
 
 
 def _code_of(details: ErrorDetails) -> str:

@@ -70,6 +70,18 @@ class GatewaySettings(TierSettings):
     stall_timeout_s: float = Field(
         120.0, gt=0, allow_inf_nan=False, description="longest pause inside a worker's answer"
     )
+    stored_responses: int = Field(
+        10_000, ge=0, description="responses kept for previous_response_id; 0 keeps none"
+    )
+    stored_response_bytes: int = Field(
+        256 * 1024 * 1024, ge=0, description="most bytes of them together"
+    )
+    stored_response_ttl_s: float = Field(
+        86_400.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds after its last use that one is kept",
+    )
     drain_grace_s: float = Field(
         120.0, ge=0, allow_inf_nan=False, description="seconds that running requests get on SIGTERM"
     )

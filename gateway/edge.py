@@ -65,13 +65,14 @@ class RequestContext:
         scope.setdefault("state", {})["request_id"] = request_id
         token = logs.request_id.set(request_id)
         status, begun = 499, perf_counter()
-        id_header = (b"x-request-id", request_id.encode())
+        names = (b"x-request-id", b"request-id")  # the second is Anthropic's
+        id_headers = [(name, request_id.encode()) for name in names]
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), id_header]
+                message["headers"] = [*message.get("headers", ()), *id_headers]
             await send(message)
 
         try:
@@ -83,7 +84,7 @@ class RequestContext:
             if status != 499:
                 raise
             fault = TriremeError("internal_error", "The gateway failed; its log has the reason.")
-            await error_response(fault)(scope, receive, send_with_id)
+            await error_response(fault, scope=scope)(scope, receive, send_with_id)
         finally:
             self._finished(scope, status, perf_counter() - begun)
             logs.request_id.reset(token)
@@ -104,7 +105,8 @@ class HeaderCheck:
             await self._app(scope, receive, send)
             return
         error = TriremeError("invalid_request", fault)
-        await error_response(error, {"Connection": "close"})(scope, receive, send)
+        refusal = error_response(error, {"Connection": "close"}, scope=scope)
+        await refusal(scope, receive, send)
 
     def _fault(self, scope: Scope) -> str | None:
         if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEADER_BYTES:
@@ -115,7 +117,10 @@ class HeaderCheck:
 
 
 class Authentication:
-    """Denies by default: only the health paths are open when there are keys."""
+    """Denies by default: only the health paths are open when there are keys.
+
+    A key comes as `Authorization: Bearer`, or as Anthropic's clients send it, as `x-api-key`.
+    """
 
     def __init__(self, app: ASGIApp, keys: TokenSet) -> None:
         self._app = app
@@ -128,13 +133,14 @@ class Authentication:
         if scope["type"] != "http":  # there is no websocket route
             await send({"type": "websocket.close", "code": 1008})
             return
-        key = bearer(header(scope, b"authorization"))
+        key = bearer(header(scope, b"authorization")) or header(scope, b"x-api-key") or None
         scope.setdefault("state", {})["api_key"] = key
         if self._keys.accepts(key):
             await self._app(scope, receive, send)
         elif key is None:
             message = "You didn't provide an API key: send it as 'Authorization: Bearer <key>'."
-            await error_response(TriremeError("missing_api_key", message))(scope, receive, send)
+            error = TriremeError("missing_api_key", message)
+            await error_response(error, scope=scope)(scope, receive, send)
         else:
-            message = "Incorrect API key provided."
-            await error_response(TriremeError("invalid_api_key", message))(scope, receive, send)
+            error = TriremeError("invalid_api_key", "Incorrect API key provided.")
+            await error_response(error, scope=scope)(scope, receive, send)

@@ -1,4 +1,7 @@
-"""Renders the error taxonomy in OpenAI's dialect. The only place that knows the body's form."""
+"""Renders the error taxonomy for clients: in OpenAI's form, and in Anthropic's on its routes.
+
+The only place that knows the bodies' forms.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ import asyncio
 import contextlib
 import logging
 import math
+import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
@@ -18,9 +23,24 @@ from protocol.errors import TriremeError, quoted
 
 log = logging.getLogger(__name__)
 
-WHOLE_FIELDS: Final = frozenset({"stop", "logit_bias", "prompt", "input", "stop_token_ids"})
-"""Fields that are named whole in `param`, whatever is wrong inside them."""
+ANTHROPIC_PATHS: Final = "/v1/messages"
+"""Below it errors have Anthropic's form."""
 
+_ENTRY: Final = re.compile(r"(stop|prompt|input|stop_token_ids|stop_sequences)\[\d+\]")
+"""Lists that are named whole in `param`, whichever entry is at fault."""
+
+_ANTHROPIC_TYPES: Final[Mapping[int, str]] = MappingProxyType(
+    {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        413: "request_too_large",
+        429: "rate_limit_error",
+        504: "timeout_error",
+    }
+)
+
+_OVERLOADS: Final = frozenset({"overloaded", "draining"})
 _CLOSING: Final = frozenset({"request_too_large"})
 _DISCARDED_BYTES: Final = 32 * 1024 * 1024
 _DISCARD_S: Final = 2.0
@@ -28,20 +48,43 @@ _DISCARD_S: Final = 2.0
 
 def error_body(error: TriremeError) -> dict[str, Any]:
     """`{"error": {message, type, param, code}, "error_code": the seed's number}`."""
-    field = (error.param or "").partition("[")[0]
     return {
         "error": {
             "message": error.message,
             "type": error.spec.type,
-            "param": field if field in WHOLE_FIELDS else error.param,
+            "param": error.param and named_field(error.param),
             "code": error.code if error.spec.public else None,
         },
         "error_code": int(error.spec.number),
     }
 
 
-def error_response(error: TriremeError, headers: Mapping[str, str] | None = None) -> Response:
-    """The error with its true status, and the headers that belong to it."""
+def anthropic_error_body(error: TriremeError) -> dict[str, Any]:
+    """`{"type": "error", "error": {type, message}}`; the message names the field at fault."""
+    status = error.spec.status
+    kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    if error.code in _OVERLOADS:
+        kind = "overloaded_error"
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
+def named_field(param: str) -> str:
+    """What `param` shows: `stop[3]` is `stop`."""
+    entry = _ENTRY.fullmatch(param)
+    return entry[1] if entry else param
+
+
+def error_response(
+    error: TriremeError, headers: Mapping[str, str] | None = None, *, scope: Scope | None = None
+) -> Response:
+    """The error with its true status, and the headers that belong to it.
+
+    Args:
+        scope: of the request, whose path tells the dialect; none is OpenAI's.
+    """
+    body = error_body(error)
+    if scope is not None and scope["path"].startswith(ANTHROPIC_PATHS):
+        body = {**anthropic_error_body(error), "request_id": scope["state"]["request_id"]}
     extra = dict(headers or {})
     if error.spec.status == 401:
         extra["WWW-Authenticate"] = "Bearer"
@@ -51,7 +94,7 @@ def error_response(error: TriremeError, headers: Mapping[str, str] | None = None
         extra["Connection"] = "close"
     made = _Closing if error.code in _CLOSING else Response
     return made(
-        orjson.dumps(error_body(error)),
+        orjson.dumps(body),
         status_code=error.spec.status,
         media_type="application/json",
         headers=extra,
@@ -89,15 +132,18 @@ def install_error_handlers(app: FastAPI) -> None:
     """Every failure of a route, and every request without one, gets the same body."""
 
     @app.exception_handler(TriremeError)
-    async def known(_request: Request, error: TriremeError) -> Response:
-        return error_response(error)
+    async def known(request: Request, error: TriremeError) -> Response:
+        return error_response(error, scope=request.scope)
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
         where = f"{request.method} {quoted(request.scope['path'])}"
         if error.status_code == 404:
-            return error_response(TriremeError("unknown_url", f"Invalid URL ({where})"))
+            known_error = TriremeError("unknown_url", f"Invalid URL ({where})")
+            return error_response(known_error, scope=request.scope)
         if error.status_code == 405:
             message = f"Not allowed to {where}; see the Allow header for the methods."
-            return error_response(TriremeError("method_not_supported", message), error.headers)
-        return error_response(TriremeError("invalid_request", quoted(str(error.detail))))
+            known_error = TriremeError("method_not_supported", message)
+            return error_response(known_error, error.headers, scope=request.scope)
+        known_error = TriremeError("invalid_request", quoted(str(error.detail)))
+        return error_response(known_error, scope=request.scope)

@@ -79,6 +79,7 @@ _NEEDS_NATIVE: Final[Mapping[str, Callable[[GenerateRequest], object]]] = Mappin
         "structured_outputs": partial(_holds_to, "structured_outputs"),
         "chat_template_kwargs": lambda one: one.chat_template_kwargs,
         "reasoning_effort": lambda one: one.reasoning_effort not in (None, "none"),
+        "thinking": lambda one: one.thinking,
     }
 )
 """Whether a request has something in that field that FastChat's wire cannot carry."""
@@ -173,7 +174,11 @@ class FastChatClient:
         self, worker: WorkerRecord, request: TokenizeRequest, timeout_s: float
     ) -> tuple[int, int]:
         model = await self._model(worker, request.model)
-        tokens = await self._count(worker, request.model, request.prompt or "")
+        if request.tools:
+            message = "Unsupported parameter: 'tools' cannot be served by this model's worker."
+            raise TriremeError("unsupported_parameter", message, param="tools")
+        prompt = _rendered(request, model.template)
+        tokens = await self._count(worker, request.model, prompt)
         return tokens, model.context_length
 
     async def call(
@@ -232,7 +237,7 @@ class FastChatClient:
         yield replace(last, finish_reason=choice.finish_reason)
 
 
-def _rendered(request: GenerateRequest, template: Conversation) -> str:
+def _rendered(request: GenerateRequest | TokenizeRequest, template: Conversation) -> str:
     if request.messages is None:
         return request.prompt or ""
     roles = {"developer": "system"}

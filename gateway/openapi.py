@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from protocol.anthropic import CountTokensRequest, MessagesRequest
+from protocol.create_response import CreateResponse
 from protocol.openai import (
     APIChatCompletionRequest,
     ChatCompletionRequest,
@@ -39,8 +41,11 @@ DESCRIBED: Final = openapi.Described(
         APIChatCompletionRequest,
         ChatCompletionRequest,
         CompletionRequest,
+        CountTokensRequest,
+        CreateResponse,
         DetokenizationRequest,
         EmbeddingsRequest,
+        MessagesRequest,
         RerankRequest,
         ScoringRequest,
         TokenCheckRequest,

@@ -14,8 +14,10 @@ from typing import Any, ClassVar, Final
 
 import orjson
 
+from gateway.errors import error_body
 from gateway.logprobs import LegacyLogprobs, joined, prompt_logprobs
-from protocol.framing import sse
+from protocol.errors import TriremeError
+from protocol.framing import SSE_DONE, sse
 from protocol.generation import CallPiece, Delta, Done, Event, FinishReason, Prompt, Started
 from protocol.openai import StreamOptions
 
@@ -162,6 +164,14 @@ class Renderer(ABC):
         return sse(
             orjson.dumps({**self._base(self.chunk_name), "choices": [], "usage": self.usage})
         )
+
+    def end(self) -> bytes:
+        """What follows the last event of a stream."""
+        return (self.last_chunk() or b"") + SSE_DONE
+
+    def failure(self, error: TriremeError) -> bytes:
+        """What ends a stream that failed; neither a finish nor `[DONE]` comes."""
+        return sse(orjson.dumps(error_body(error)))
 
     # ---- what both need -------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from gateway.dispatch import Dispatcher
 from gateway.edge import header
 from gateway.fleet_view import FleetView
 from gateway.metrics import GatewayMetrics
+from gateway.responses.store import ResponseStore
 from trireme.service.auth import digest
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -28,6 +29,7 @@ class Gateway:
     """The parts of a running gateway.
 
     Attributes:
+        responses: answers of the Responses API that later requests go on from.
         has_keys: whether clients are told apart by API keys.
         created: unix seconds of the start, shown by the model cards.
     """
@@ -36,6 +38,7 @@ class Gateway:
     view: FleetView
     dispatcher: Dispatcher
     metrics: GatewayMetrics
+    responses: ResponseStore
     has_keys: bool
     created: int
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from protocol.errors import TriremeError
@@ -164,12 +165,27 @@ def check_limits(
     Raises:
         TriremeError: `invalid_value` for `max_tokens`.
     """
-    room, wanted = record.context_length if record else 0, request.token_limit
+    check_room(request.token_limit, record, "max_tokens")
+
+
+def check_room(wanted: int | None, record: ModelRecord | None, param: str) -> None:
+    """The same for a limit of tokens that is the field `param` of a request."""
+    room = record.context_length if record else 0
     if not room or wanted is None or wanted <= room:
         return
     raise TriremeError(
         "invalid_value",
-        f"max_tokens is too large: {wanted}. This model supports at most {room} completion "
+        f"{param} is too large: {wanted}. This model supports at most {room} completion "
         f"tokens, whereas you provided {wanted}.",
-        param="max_tokens",
+        param=param,
     )
+
+
+def renamed(error: TriremeError, names: Mapping[str, str]) -> TriremeError:
+    """A worker's error with its field named as a dialect's request names it."""
+    param = error.param or ""
+    field = param.partition(".")[0].partition("[")[0]
+    if field not in names:
+        return error
+    fields = error.to_wire() | {"param": names[field] + param.removeprefix(field)}
+    return TriremeError.from_wire(fields)

@@ -87,6 +87,8 @@ TAXONOMY: Final[Mapping[str, ErrorSpec]] = MappingProxyType(
         # who asks, and for what
         "missing_api_key": ErrorSpec(401, ErrorCode.INVALID_AUTH_KEY, public=False),
         "invalid_api_key": ErrorSpec(401, ErrorCode.INCORRECT_AUTH_KEY),
+        "response_not_found": ErrorSpec(404, _BODY, public=False),
+        "previous_response_not_found": ErrorSpec(400, _BODY),
         "model_not_found": ErrorSpec(404, ErrorCode.INVALID_MODEL),
         "unsupported_by_model": ErrorSpec(400, ErrorCode.INVALID_MODEL),
         # limits

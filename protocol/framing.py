@@ -44,3 +44,8 @@ class FrameSplitter:
 def sse(payload: bytes) -> bytes:
     """One server-sent event; `payload` is JSON without raw newlines."""
     return b"data: " + payload + b"\n\n"
+
+
+def sse_named(event: bytes, payload: bytes) -> bytes:
+    """One server-sent event with a name; `payload` is as above."""
+    return b"event: " + event + b"\ndata: " + payload + b"\n\n"

@@ -152,6 +152,7 @@ class GenerateRequest(_Wire):
         parse: tell reasoning and tool calls from the text, as the model's own format marks them.
         parallel_tool_calls: whether an answer may have several calls; else the first one ends it.
         reasoning_effort: as OpenAI names them; None leaves it to the model.
+        thinking: whether the model thinks before it answers; None leaves it to the model.
         echo: send a `Prompt` event with the prompt's text.
         deadline_s: seconds from arrival after which the request fails with `deadline_exceeded`.
         cache_salt: seeds the prefix cache, so tenants do not see each other's timing.
@@ -180,6 +181,7 @@ class GenerateRequest(_Wire):
     parse: bool = False
     parallel_tool_calls: bool = True
     reasoning_effort: str | None = None
+    thinking: bool | None = None
     echo: bool = False
     deadline_s: Annotated[float, Field(gt=0)] | None = None
     cache_salt: str = ""
@@ -260,6 +262,8 @@ class ScoreResponse(_Wire):
 class TokenizeRequest(_Wire):
     """A rendered prompt (or messages) to count; `model` names which of the worker's models.
 
+    What `GenerateRequest` has too means what it means there.
+
     Attributes:
         add_special_tokens: None is what a generation does: a prompt gets them, messages get what
             the template does not write. True adds them in any case.
@@ -275,6 +279,8 @@ class TokenizeRequest(_Wire):
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     tools: list[dict[str, Any]] | None = None
     entries: bool = False
+    reasoning_effort: str | None = None
+    thinking: bool | None = None
 
 
 class TokenizeResponse(_Wire):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
@@ -21,6 +22,9 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from protocol.fleet import Feature
 
+UNION_TAG: Final = "~"
+"""Begins names of union branches, which show in pydantic's error locations and are no fields."""
+
 MAX_INPUTS: Final = 2048
 MAX_BIASES: Final = 1024
 MAX_CHOICES: Final = 2048
@@ -33,6 +37,18 @@ def fault(code: str, message: str, at: str | None = None) -> PydanticCustomError
     """A validation error whose type is a taxonomy code."""
     # pydantic asks for literals, for translators; ours come from the taxonomy
     return PydanticCustomError(code, "{message}", {"message": message, "at": at})
+
+
+def moved(error: PydanticCustomError, places: Mapping[str, str]) -> PydanticCustomError:
+    """The same fault at the place that another dialect has for it.
+
+    Args:
+        places: what to write for parts of the path; the first that is in it counts.
+    """
+    context = error.context or {}
+    at = context.get("at") or ""
+    old = next((one for one in places if one in at), None)
+    return fault(error.type, context["message"], at.replace(old, places[old]) if old else at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from protocol.openai_fields import RequestFields, Unsupported, fault
-
-UNION_TAGS: Final = frozenset({"~text", "~parts", "~messages"})
-"""Names of union branches; they show in pydantic's error locations and are no fields."""
 
 
 class ContentPart(RequestFields):

@@ -39,7 +39,7 @@ from worker.metrics import Metrics
 from worker.runtime import Ready, Runtime
 from worker.text.best_of import BestOf
 from worker.text.choice import Choice, readable
-from worker.text.prompt import EncodedPrompt, effort_kwargs
+from worker.text.prompt import EncodedPrompt, effort_kwargs, thinking_kwargs
 from worker.text.reading import FORCED_CALLS, Reading
 from worker.text.templates import RenderOptions
 
@@ -194,13 +194,7 @@ class Service:
             return await self._encode_text(
                 ready, request.prompt, add_special_tokens=request.add_special_tokens
             )
-        options = RenderOptions(
-            request.add_generation_prompt,
-            request.continue_final_message,
-            {**effort_kwargs(ready.text, request.reasoning_effort), **request.chat_template_kwargs},
-            request.tools,
-        )
-        return await self._encode_messages(ready, request.messages or [], options)
+        return await self._encode_messages(ready, request.messages or [], _options(ready, request))
 
     async def _encode_text(
         self, ready: Ready, text: str, *, add_special_tokens: bool
@@ -243,12 +237,7 @@ class Service:
         tokenizer = ready.text.tokenizer
         special = request.add_special_tokens
         if request.messages is not None:
-            options = RenderOptions(
-                request.add_generation_prompt,
-                request.continue_final_message,
-                request.chat_template_kwargs,
-                request.tools,
-            )
+            options = _options(ready, request)
             encoded = await self._encode_messages(
                 ready, request.messages, options, add_special_tokens=bool(special)
             )
@@ -457,6 +446,18 @@ async def _best(
             elif time.monotonic() - told_s > _ALIVE_S:
                 told_s = time.monotonic()
                 yield [_ALIVE]
+
+
+def _options(ready: Ready, request: GenerateRequest | TokenizeRequest) -> RenderOptions:
+    """How a conversation becomes a prompt."""
+    kwargs = {
+        **effort_kwargs(ready.text, request.reasoning_effort),
+        **thinking_kwargs(ready.text, request.thinking),
+        **request.chat_template_kwargs,
+    }
+    return RenderOptions(
+        request.add_generation_prompt, request.continue_final_message, kwargs, request.tools
+    )
 
 
 def _reading(ready: Ready, request: GenerateRequest, prompt: EncodedPrompt) -> Reading | None:

@@ -1,4 +1,4 @@
-"""The OpenAI routes, one file each."""
+"""The clients' routes, one file each: OpenAI's, and Anthropic's in `messages`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from gateway.routes import (
     chat,
     completions,
     embeddings,
+    messages,
     models,
+    responses,
     scores,
     token_check,
     tokens,
@@ -22,6 +24,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     capabilities.router,
     chat.router,
     completions.router,
+    responses.router,
+    messages.router,
     embeddings.router,
     scores.router,
     token_check.router,
@@ -31,6 +35,8 @@ ROUTERS: tuple[APIRouter, ...] = (
 BUSY_ROUTES: tuple[APIRoute, ...] = (
     *routes_of(chat.router, "/v1/chat/completions"),
     *routes_of(completions.router, "/v1/completions"),
+    *routes_of(responses.router, "/v1/responses"),
+    *routes_of(messages.router, "/v1/messages"),
     *routes_of(embeddings.router, "/v1/embeddings"),
 )
 """Reached past the router."""

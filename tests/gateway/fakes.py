@@ -175,7 +175,9 @@ class FakeWorker:
 
     async def _tokenize(self, request: web.Request) -> web.Response:
         body = from_json(await request.read())
-        ids = list(range(len(body["prompt"].split())))
+        self.bodies.append(("tokenize", body))
+        texts = [turn["content"] for turn in body.get("messages", ())] or [body["prompt"]]
+        ids = list(range(sum(len(text.split()) for text in texts)))
         return web.json_response({"ids": ids, "context_length": 2048})
 
 

@@ -19,6 +19,8 @@ KEY = {"Authorization": "Bearer secret"}
 GUARDED = [
     ("POST", CHAT),
     ("POST", "/v1/completions"),
+    ("POST", "/v1/responses"),
+    ("GET", "/v1/responses/resp_1"),
     ("POST", "/v1/embeddings"),
     ("POST", "/v1/engines/demo/embeddings"),
     ("POST", "/api/v1/token_check"),

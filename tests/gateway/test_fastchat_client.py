@@ -171,6 +171,35 @@ async def test_token_check(http: aiohttp.ClientSession) -> None:
             }
 
 
+async def test_the_other_dialects_are_served_too(http: aiohttp.ClientSession) -> None:
+    worker = FakeFastChatWorker()
+    async with with_fastchat(worker) as s:
+        _, message = await post(http, s, "/v1/messages", messages=HELLO, max_tokens=7)
+        assert message["content"][0]["text"] == "Hello world"
+        _, response = await post(http, s, "/v1/responses", input="hi")
+        assert response["output"][0]["content"][0]["text"] == "Hello world"
+        thinking = {"type": "enabled", "budget_tokens": 1024}
+        status, refused = await post(
+            http, s, "/v1/messages", messages=HELLO, max_tokens=2000, thinking=thinking
+        )
+        assert status == 400
+        assert "thinking" in refused["error"]["message"]
+    prompts = [body["prompt"] for body in worker.bodies("/worker_generate_stream")]
+    assert prompts == [PROMPT, PROMPT]
+
+
+async def test_messages_are_counted_as_they_are_rendered(http: aiohttp.ClientSession) -> None:
+    worker = FakeFastChatWorker()
+    async with with_fastchat(worker) as s:
+        path = "/v1/messages/count_tokens"
+        status, answer = await post(http, s, path, messages=HELLO)
+        assert (status, answer) == (200, {"input_tokens": len(PROMPT.split())})
+        assert worker.bodies("/count_token")[-1]["prompt"] == PROMPT
+        tools = [{"name": "look", "input_schema": {"type": "object"}}]
+        status, answer = await post(http, s, path, messages=HELLO, tools=tools)
+        assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.capabilities import OPERATIONS
-from protocol import fastchat, openai, texts
+from protocol import anthropic, create_response, fastchat, openai, response_items, texts
 from protocol.errors import TAXONOMY
 from trireme.service.health import HEALTH_PATHS
 
@@ -28,6 +28,12 @@ WORDS |= {word for words in WORDS for word in re.split(r"[\s.]+", words)}
         openai.CompletionRequest,
         openai.EmbeddingsRequest,
         openai.StreamOptions,
+        create_response.CreateResponse,
+        create_response.FunctionTool,
+        response_items.MessageItem,
+        anthropic.MessagesRequest,
+        anthropic.Tool,
+        anthropic.ToolResultBlock,
         openai.TokenCheckRequest,
         openai.ModelCard,
         texts.TokenizationRequest,

@@ -11,12 +11,10 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
-import torch
-import transformers as hf
 from pydantic import BaseModel, Field
 
+from tests.stack.noise import save_noise
 from tests.stack.processes import Stack, running
-from worker.demo import demo_model_path
 
 ADDRESS: dict[str, Any] = {
     "type": "object",
@@ -49,21 +47,7 @@ FORMAT: Any = {"type": "json_schema", "json_schema": {"name": "address", "schema
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("models") / "noise"
-    tokenizer = hf.AutoTokenizer.from_pretrained(demo_model_path())
-    config = hf.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    torch.manual_seed(0)
-    hf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_noise(folder)
     with running(tmp_path_factory.mktemp("stack")) as made:
         made.add_worker("--model-path", str(folder), "--model-names", "noise")
         made.wait_serving()

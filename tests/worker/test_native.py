@@ -366,6 +366,21 @@ async def test_tokenize_reads_prompts_and_messages(worker: Any) -> None:
     assert status == 400
 
 
+async def test_tokenize_reads_messages_as_generate_does(worker: Any) -> None:
+    tool = {"type": "function", "function": {"name": "look"}}
+    answered = [*HELLO, {"role": "assistant", "content": "Well"}]
+    going_on = {"add_generation_prompt": False, "continue_final_message": True}
+    asked: list[dict[str, Any]] = [
+        {"messages": HELLO, "tools": [tool]},
+        {"messages": answered, **going_on},
+    ]
+    for fields in asked:
+        _, counted = await worker.post("/native/tokenize", {"model": "sim", **fields})
+        events = await worker.events(**fields)
+        assert events[0].prompt_tokens == len(counted["ids"])
+    assert bytes(counted["ids"]) == b"User: hello\nAssistant: Well"
+
+
 async def test_describe_is_the_record(worker: Any) -> None:
     async with worker.http.get(worker.url + "/native/describe") as response:
         record = await response.json()

@@ -20,6 +20,7 @@ from worker.text.tools import with_tools, without_calls
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _CONTEXT_IDS = 6
+_SWITCHES = ("enable_thinking", "thinking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ def load_text_model(
 
 def effort_switch(text: TextModel) -> str | None:
     """The variable by which this model's template is told how long to think, if it has one."""
-    names = ("reasoning_effort", "enable_thinking", "thinking")
+    names = ("reasoning_effort", *_SWITCHES)
     return next((name for name in names if name in text.template.variables), None)
 
 
@@ -199,12 +200,33 @@ def effort_kwargs(text: TextModel, effort: str | None) -> Mapping[str, Any]:
         return {}
     if switch := effort_switch(text):
         return {switch: effort if switch == "reasoning_effort" else effort != "none"}
-    reasons = text.format is not None and text.format.reasoning_format != formats.NONE
+    reasons = _reasons(text)
     if effort == "none" and not reasons:
         return {}
     why = "always thinks" if reasons else "does not think before it answers"
     message = f"This model {why}: its reasoning_effort cannot be '{quoted(effort)}'."
     raise TriremeError("unsupported_by_model", message, param="reasoning_effort")
+
+
+def thinking_kwargs(text: TextModel, thinking: bool | None) -> Mapping[str, Any]:
+    """How this model's template is told whether to think; what the model does anyway needs nothing.
+
+    Raises:
+        TriremeError: `unsupported_by_model` when it does the other always.
+    """
+    if thinking is None:
+        return {}
+    for switch in _SWITCHES:
+        if switch in text.template.variables:
+            return {switch: thinking}
+    if thinking == _reasons(text):
+        return {}
+    why = "does not think before it answers" if thinking else "always thinks"
+    raise TriremeError("unsupported_by_model", f"This model {why}.", param="thinking")
+
+
+def _reasons(text: TextModel) -> bool:
+    return text.format is not None and text.format.reasoning_format != formats.NONE
 
 
 def _check_messages(messages: Sequence[Mapping[str, Any]], options: RenderOptions) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from protocol import conversation
 from protocol.errors import TriremeError
-from worker.text.prompt import TextModel, effort_kwargs
+from worker.text.prompt import TextModel, effort_kwargs, thinking_kwargs
 from worker.text.response import choose_format
 from worker.text.templates import JinjaTemplate, NamedTemplate, RenderOptions
 from worker.text.tokenizer import HFTokenizer
@@ -115,3 +115,17 @@ def test_effort_goes_to_the_templates_own_switch(byte_level: Any) -> None:
             "unsupported_by_model",
             "reasoning_effort",
         )
+
+
+def test_thinking_is_switched_where_there_is_a_switch(byte_level: Any) -> None:
+    switch = model_of(byte_level, AS_OBJECT)
+    assert thinking_kwargs(switch, None) == {}
+    assert thinking_kwargs(switch, False) == {"enable_thinking": False}
+    assert thinking_kwargs(switch, True) == {"enable_thinking": True}
+    plain = model_of(byte_level, "{{ messages[0].content }}")
+    always = model_of(byte_level, "{{ messages[0].content }}<think>")
+    assert thinking_kwargs(plain, False) == thinking_kwargs(always, True) == {}
+    for model, thinking in ((plain, True), (always, False)):
+        with pytest.raises(TriremeError) as caught:
+            thinking_kwargs(model, thinking)
+        assert (caught.value.code, caught.value.param) == ("unsupported_by_model", "thinking")

@@ -1,0 +1,301 @@
+"""Anthropic's Messages API as this stack speaks it: the requests, with Anthropic's defaults.
+
+Parsing is strict, as in `protocol/openai.py`. Blocks and tools of other kinds are refused by their
+`type`, which therefore stands first.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from protocol.generation import Structure
+from protocol.openai_fields import RequestFields, Unsupported, fault, moved, only
+from protocol.openai_tools import ToolUse, tool_use
+
+MIN_BUDGET_TOKENS: Final = 1024
+_FORMAT: Final = "output_config.format"
+
+
+class CacheControl(RequestFields):
+    """Where a prompt's beginning may be kept; here all beginnings are, by themselves."""
+
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] = "5m"
+
+
+# ---- blocks -------------------------------------------------------------------------------------
+
+
+class TextBlock(RequestFields):
+    type: Literal["text"]
+    text: str
+    cache_control: CacheControl | None = None
+    citations: list[Any] | None = None
+
+
+class ThinkingBlock(RequestFields):
+    """What the model thought; nothing was signed, so the signature says nothing."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str = ""
+
+
+class ToolUseBlock(RequestFields):
+    type: Literal["tool_use"]
+    id: Annotated[str, Field(min_length=1)]
+    name: str
+    input: dict[str, Any]
+    cache_control: CacheControl | None = None
+    caller: dict[str, Any] | None = None
+
+
+def _content_tag(value: Any) -> str | None:
+    return "~text" if isinstance(value, str) else "~blocks" if isinstance(value, list) else None
+
+
+_CONTENT: Final = Discriminator(
+    _content_tag,
+    custom_error_type="invalid_type",
+    custom_error_message="expected a string or an array of blocks.",
+)
+Texts: TypeAlias = Annotated[
+    Annotated[str, Tag("~text")] | Annotated[list[TextBlock], Tag("~blocks")], _CONTENT
+]
+
+
+class ToolResultBlock(RequestFields):
+    type: Literal["tool_result"]
+    tool_use_id: Annotated[str, Field(min_length=1)]
+    content: Texts = ""
+    is_error: bool = False
+    cache_control: CacheControl | None = None
+
+
+_BLOCKS: Final = frozenset({"text", "thinking", "tool_use", "tool_result"})
+
+
+def _known(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise fault("invalid_type", "expected an object.")
+    if "type" not in value:
+        raise fault("missing_required_parameter", "", "type")
+    kind = value["type"]
+    if not isinstance(kind, str) or kind not in _BLOCKS:
+        shown = ", ".join(f"'{one}'" for one in sorted(_BLOCKS))
+        message = f"blocks of type '{str(kind)[:100]}' are not supported, only {shown}."
+        raise fault("unsupported_parameter", message, "type")
+    return value
+
+
+def _block_tag(value: Any) -> str:
+    return f"~{value['type']}"
+
+
+Block: TypeAlias = Annotated[
+    Annotated[TextBlock, Tag("~text")]
+    | Annotated[ThinkingBlock, Tag("~thinking")]
+    | Annotated[ToolUseBlock, Tag("~tool_use")]
+    | Annotated[ToolResultBlock, Tag("~tool_result")],
+    Discriminator(_block_tag),
+    BeforeValidator(_known),
+]
+Content: TypeAlias = Annotated[
+    Annotated[str, Tag("~text")] | Annotated[list[Block], Tag("~blocks")], _CONTENT
+]
+_OF_ROLE: Final = {
+    "user": {"text", "tool_result"},
+    "assistant": {"text", "thinking", "tool_use"},
+    "system": {"text"},
+}
+
+
+class Message(RequestFields):
+    role: Literal["user", "assistant", "system"]
+    content: Content
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The content as blocks."""
+        if isinstance(self.content, str):
+            return [TextBlock(type="text", text=self.content)]
+        return self.content
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> Message:
+        behind = False
+        for i, block in enumerate(self.blocks):
+            if block.type not in _OF_ROLE[self.role]:
+                message = f"a '{block.type}' block cannot stand in a turn of '{self.role}'."
+                raise fault("invalid_value", message, f"content[{i}].type")
+            if block.type == "tool_result" and behind:
+                message = "tool_result blocks come before all others of a turn."
+                raise fault("invalid_value", message, f"content[{i}].type")
+            behind = behind or block.type != "tool_result"
+        return self
+
+
+# ---- tools and options --------------------------------------------------------------------------
+
+
+class Tool(RequestFields):
+    """A function of the client's; tools that Anthropic's servers run are refused by their type."""
+
+    type: Annotated[str, only("custom")] = "custom"
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any]
+    strict: bool | None = None
+    cache_control: CacheControl | None = None
+    eager_input_streaming: bool | None = None
+    defer_loading: Annotated[bool, only(False)] = False
+    allowed_callers: Annotated[list[str], only(["direct"])] = Field(
+        default_factory=lambda: ["direct"]
+    )
+    input_examples: Unsupported = None
+
+    @property
+    def for_chat(self) -> dict[str, Any]:
+        """As /v1/chat/completions has it."""
+        function = {"name": self.name, "parameters": self.input_schema}
+        if self.description is not None:
+            function["description"] = self.description
+        return {"type": "function", "function": function}
+
+
+class ToolChoice(RequestFields):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool = False
+
+    @property
+    def for_chat(self) -> Any:
+        """As /v1/chat/completions has it."""
+        if self.type == "tool":
+            return {"type": "function", "function": {"name": self.name}}
+        return "required" if self.type == "any" else self.type
+
+
+class Thinking(RequestFields):
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: Annotated[int, Field(ge=MIN_BUDGET_TOKENS)] | None = None
+    display: Literal["summarized", "omitted"] = "summarized"
+
+    @property
+    def wanted(self) -> bool | None:
+        """Whether the model is to think; None leaves it to the model."""
+        return {"enabled": True, "disabled": False, "adaptive": None}[self.type]
+
+    @model_validator(mode="after")
+    def _budget_fits(self) -> Thinking:
+        if (self.type == "enabled") != (self.budget_tokens is not None):
+            given = "needs" if self.type == "enabled" else "excludes"
+            message = f"the type '{self.type}' {given} it."
+            raise fault("invalid_value", message, "budget_tokens")
+        return self
+
+
+class OutputFormat(RequestFields):
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+
+
+class OutputConfig(RequestFields):
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    format: OutputFormat | None = None
+
+
+class Metadata(RequestFields):
+    user_id: str | None = None
+
+
+# ---- requests -----------------------------------------------------------------------------------
+
+
+class CountTokensRequest(RequestFields):
+    """POST /v1/messages/count_tokens: what a prompt is made of."""
+
+    model: Annotated[str, Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1)]
+    system: Texts | None = None
+    tools: list[Tool] = Field(default_factory=list)
+    tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
+    output_config: OutputConfig = Field(default_factory=OutputConfig)
+    cache_control: CacheControl | None = None
+
+    @property
+    def tool_use(self) -> ToolUse:
+        """What the tools come to."""
+        tools = [tool.for_chat for tool in self.tools] or None
+        choice = self.tool_choice.for_chat if self.tool_choice is not None else None
+        try:
+            return tool_use(tools, choice, parallel=self.parallel_tool_calls)
+        except PydanticCustomError as error:
+            places = {".function.parameters": ".input_schema", ".function": ""}
+            raise moved(error, places) from None
+
+    @property
+    def parallel_tool_calls(self) -> bool:
+        return self.tool_choice is None or not self.tool_choice.disable_parallel_tool_use
+
+    @property
+    def structure(self) -> Structure | None:
+        """What the answer must be: JSON of a schema, or forced calls."""
+        if forced := self.tool_use.forced:
+            return forced
+        if self.output_config.format is None:
+            return None
+        schema = self.output_config.format.schema_
+        return Structure(kind="json_schema", value=schema, param=_FORMAT)
+
+    @model_validator(mode="after")
+    def _options_agree(self) -> CountTokensRequest:
+        if self.structure is not None and self.tool_use.forced and self.output_config.format:
+            raise fault("invalid_value", "it excludes a forced tool call.", _FORMAT)
+        called: set[str] = set()
+        for i, message in enumerate(self.messages):
+            for j, block in enumerate(message.blocks):
+                if isinstance(block, ToolResultBlock) and block.tool_use_id not in called:
+                    text = "there is no tool_use block of this id in the turn before."
+                    raise fault("invalid_value", text, f"messages[{i}].content[{j}].tool_use_id")
+            if message.role == "assistant":
+                called = {one.id for one in message.blocks if isinstance(one, ToolUseBlock)}
+        if called and self.messages[-1].role == "assistant":
+            text = "the calls of the last turn have no results."
+            raise fault("invalid_value", text, f"messages[{len(self.messages) - 1}]")
+        return self
+
+
+class MessagesRequest(CountTokensRequest):
+    """POST /v1/messages."""
+
+    max_tokens: Annotated[int, Field(ge=1)]
+    stop_sequences: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
+        default_factory=list, max_length=32
+    )
+    temperature: Annotated[float, Field(ge=0, le=1)] = 1.0
+    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    stream: bool = False
+    metadata: Metadata | None = None
+    service_tier: Literal["auto", "standard_only"] = "auto"
+    speed: Annotated[str, only("standard")] = "standard"
+    container: Unsupported = None
+    context_management: Unsupported = None
+    diagnostics: Unsupported = None
+    inference_geo: Unsupported = None
+    mcp_servers: Unsupported = None
+    user_profile_id: Unsupported = None
+    workspace_id: Unsupported = None
+
+    @model_validator(mode="after")
+    def _budget_is_below_the_limit(self) -> MessagesRequest:
+        budget = self.thinking.budget_tokens if self.thinking is not None else None
+        if budget is not None and budget >= self.max_tokens:
+            message = f"{budget} is not below max_tokens, {self.max_tokens}."
+            raise fault("invalid_value", message, "thinking.budget_tokens")
+        return self

@@ -1,0 +1,177 @@
+"""The items of a conversation as OpenAI's Responses API has them: messages, calls, reasoning.
+
+Parsing is strict, as in `protocol/openai.py`; items of other types are refused by name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal, TypeAlias
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, model_validator
+
+from protocol.openai_fields import RequestFields, Unsupported, fault, only
+
+Status: TypeAlias = Literal["in_progress", "completed", "incomplete"]
+
+
+class TextPart(RequestFields):
+    """A piece of a message's or a result's text; media are refused by their type."""
+
+    type: Literal["input_text", "output_text", "refusal"]
+    text: str | None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+    prompt_cache_breakpoint: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _has_text(self) -> TextPart:
+        name = "refusal" if self.type == "refusal" else "text"
+        if getattr(self, name) is None:
+            raise fault("missing_required_parameter", "", name)
+        return self
+
+
+def _content_tag(value: Any) -> str | None:
+    return "~text" if isinstance(value, str) else "~parts" if isinstance(value, list) else None
+
+
+Content: TypeAlias = Annotated[
+    Annotated[str, Tag("~text")] | Annotated[list[TextPart], Tag("~parts"), Field(min_length=1)],
+    Discriminator(
+        _content_tag,
+        custom_error_type="invalid_type",
+        custom_error_message="expected a string or an array of content parts.",
+    ),
+]
+
+
+def text_of(content: str | list[TextPart]) -> str:
+    """As one text; parts are joined by a line break."""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part.text or part.refusal or "" for part in content)
+
+
+class MessageItem(RequestFields):
+    """What somebody said, or the model answered."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Content
+    id: str | None = None
+    status: Status | None = None
+    phase: Literal["commentary", "final_answer"] | None = None
+
+
+class FunctionCallItem(RequestFields):
+    """A call that the model made; the arguments are any text."""
+
+    type: Literal["function_call"]
+    call_id: Annotated[str, Field(min_length=1)]
+    name: str
+    arguments: str
+    id: str | None = None
+    status: Status | None = None
+    caller: Unsupported = None
+    namespace: Unsupported = None
+
+
+class FunctionCallOutputItem(RequestFields):
+    """What a call came to."""
+
+    type: Literal["function_call_output"]
+    call_id: Annotated[str, Field(min_length=1)]
+    output: Content
+    name: str | None = None
+    id: str | None = None
+    status: Status | None = None
+    caller: Unsupported = None
+    namespace: Unsupported = None
+
+
+class ReasoningText(RequestFields):
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class SummaryText(RequestFields):
+    type: Literal["summary_text"]
+    text: str
+
+
+class ReasoningItem(RequestFields):
+    """What the model thought; a summary that another server made is kept, and not read."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: list[SummaryText] = Field(default_factory=list)
+    content: list[ReasoningText] = Field(default_factory=list)
+    encrypted_content: Unsupported = None
+    status: Status | None = None
+
+
+class ItemReference(RequestFields):
+    """An item of a stored response, by its id."""
+
+    type: Annotated[str, only("item_reference")] = "item_reference"
+    id: str
+
+
+_KINDS: Final = frozenset(
+    {"message", "function_call", "function_call_output", "reasoning", "item_reference"}
+)
+
+
+def _kind(value: Any) -> Any:
+    """An item's type; a message and a reference need not tell it."""
+    if not isinstance(value, dict):
+        return None
+    kind = value.get("type")
+    if kind is not None:
+        return kind
+    return "message" if "role" in value else "item_reference" if "id" in value else None
+
+
+def _known(value: Any) -> Any:
+    if not isinstance(value, dict):
+        raise fault("invalid_type", "expected an object.")
+    kind = _kind(value)
+    if kind is None:
+        raise fault("missing_required_parameter", "", "type")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        shown = ", ".join(f"'{one}'" for one in sorted(_KINDS))
+        message = f"items of type '{str(kind)[:100]}' are not supported, only {shown}."
+        raise fault("unsupported_parameter", message, "type")
+    return value
+
+
+def _tag(value: Any) -> str:
+    return f"~{_kind(value)}"
+
+
+Item: TypeAlias = Annotated[
+    Annotated[MessageItem, Tag("~message")]
+    | Annotated[FunctionCallItem, Tag("~function_call")]
+    | Annotated[FunctionCallOutputItem, Tag("~function_call_output")]
+    | Annotated[ReasoningItem, Tag("~reasoning")]
+    | Annotated[ItemReference, Tag("~item_reference")],
+    Discriminator(_tag),
+    BeforeValidator(_known),
+]
+ITEMS: Final[TypeAdapter[list[Item]]] = TypeAdapter(list[Item])
+"""Reads items that were stored."""
+
+
+def _input_tag(value: Any) -> str | None:
+    return "~text" if isinstance(value, str) else "~items" if isinstance(value, list) else None
+
+
+Input: TypeAlias = Annotated[
+    Annotated[str, Tag("~text")] | Annotated[list[Item], Tag("~items"), Field(min_length=1)],
+    Discriminator(
+        _input_tag,
+        custom_error_type="invalid_type",
+        custom_error_message="expected a string or an array of items.",
+    ),
+]
