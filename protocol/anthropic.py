@@ -23,7 +23,9 @@ class CacheControl(RequestFields):
     """Where a prompt's beginning may be kept; here all beginnings are, by themselves."""
 
     type: Literal["ephemeral"]
+    """always `ephemeral`"""
     ttl: Literal["5m", "1h"] = "5m"
+    """without effect"""
 
 
 # ---- blocks -------------------------------------------------------------------------------------
@@ -31,26 +33,39 @@ class CacheControl(RequestFields):
 
 class TextBlock(RequestFields):
     type: Literal["text"]
+    """always `text`"""
     text: str
+    """the text"""
     cache_control: CacheControl | None = None
+    """without effect: all beginnings of prompts are cached by themselves"""
     citations: list[Any] | None = None
+    """accepted as it was answered; without effect"""
 
 
 class ThinkingBlock(RequestFields):
     """What the model thought; nothing was signed, so the signature says nothing."""
 
     type: Literal["thinking"]
+    """always `thinking`"""
     thinking: str
+    """what the model thought"""
     signature: str = ""
+    """not read"""
 
 
 class ToolUseBlock(RequestFields):
     type: Literal["tool_use"]
+    """always `tool_use`"""
     id: Annotated[str, Field(min_length=1)]
+    """which its result names"""
     name: str
+    """of the tool"""
     input: dict[str, Any]
+    """its arguments"""
     cache_control: CacheControl | None = None
+    """without effect: all beginnings of prompts are cached by themselves"""
     caller: dict[str, Any] | None = None
+    """accepted as it was answered; without effect"""
 
 
 def _content_tag(value: Any) -> str | None:
@@ -69,10 +84,15 @@ Texts: TypeAlias = Annotated[
 
 class ToolResultBlock(RequestFields):
     type: Literal["tool_result"]
+    """always `tool_result`"""
     tool_use_id: Annotated[str, Field(min_length=1)]
+    """of a call in the turn before"""
     content: Texts = ""
+    """what the call came to: a text or text blocks"""
     is_error: bool = False
+    """whether the call failed, which the model is told"""
     cache_control: CacheControl | None = None
+    """without effect: all beginnings of prompts are cached by themselves"""
 
 
 _BLOCKS: Final = frozenset({"text", "thinking", "tool_use", "tool_result"})
@@ -115,7 +135,9 @@ _OF_ROLE: Final = {
 
 class Message(RequestFields):
     role: Literal["user", "assistant", "system"]
+    """who speaks"""
     content: Content
+    """a text or blocks"""
 
     @property
     def blocks(self) -> list[Block]:
@@ -145,17 +167,27 @@ class Tool(RequestFields):
     """A function of the client's; tools that Anthropic's servers run are refused by their type."""
 
     type: Annotated[str, only("custom")] = "custom"
+    """tools that Anthropic runs are refused"""
     name: str
+    """of the tool"""
     description: str | None = None
+    """what it does, for the model"""
     input_schema: dict[str, Any]
+    """a schema of its arguments"""
     strict: bool | None = None
+    """accepted; a forced call always validates"""
     cache_control: CacheControl | None = None
+    """without effect: all beginnings of prompts are cached by themselves"""
     eager_input_streaming: bool | None = None
+    """accepted; arguments are always streamed"""
     defer_loading: Annotated[bool, only(False)] = False
+    """tools are told to the model at once"""
     allowed_callers: Annotated[list[str], only(["direct"])] = Field(
         default_factory=lambda: ["direct"]
     )
+    """the model calls"""
     input_examples: Unsupported = None
+    """examples of arguments"""
 
     @property
     def for_chat(self) -> dict[str, Any]:
@@ -168,8 +200,11 @@ class Tool(RequestFields):
 
 class ToolChoice(RequestFields):
     type: Literal["auto", "any", "tool", "none"]
+    """whether and which tool must be called"""
     name: str | None = None
+    """of the tool, for the type `tool`"""
     disable_parallel_tool_use: bool = False
+    """whether the first call ends the answer"""
 
     @property
     def for_chat(self) -> Any:
@@ -181,8 +216,11 @@ class ToolChoice(RequestFields):
 
 class Thinking(RequestFields):
     type: Literal["enabled", "disabled", "adaptive"]
+    """whether the model thinks; `adaptive` leaves it to the model"""
     budget_tokens: Annotated[int, Field(ge=MIN_BUDGET_TOKENS)] | None = None
+    """below `max_tokens`; bounds nothing by itself"""
     display: Literal["summarized", "omitted"] = "summarized"
+    """whether blocks of thinking show what was thought"""
 
     @property
     def wanted(self) -> bool | None:
@@ -200,16 +238,21 @@ class Thinking(RequestFields):
 
 class OutputFormat(RequestFields):
     type: Literal["json_schema"]
+    """always `json_schema`"""
     schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    """what the answer's text must be"""
 
 
 class OutputConfig(RequestFields):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    """how long the model thinks, where its template has a switch for that"""
     format: OutputFormat | None = None
+    """what the answer's text must be"""
 
 
 class Metadata(RequestFields):
     user_id: str | None = None
+    """of an end user; without effect"""
 
 
 # ---- requests -----------------------------------------------------------------------------------
@@ -219,13 +262,21 @@ class CountTokensRequest(RequestFields):
     """POST /v1/messages/count_tokens: what a prompt is made of."""
 
     model: Annotated[str, Field(min_length=1)]
+    """a name that `GET /v1/models` lists"""
     messages: Annotated[list[Message], Field(min_length=1)]
+    """the turns so far"""
     system: Texts | None = None
+    """the system message: a text or text blocks"""
     tools: list[Tool] = Field(default_factory=list)
+    """tools of the client's that may be called"""
     tool_choice: ToolChoice | None = None
+    """of type `auto`, `any`, `tool` or `none`"""
     thinking: Thinking | None = None
+    """whether the model thinks before it answers"""
     output_config: OutputConfig = Field(default_factory=OutputConfig)
+    """`effort` and `format`"""
     cache_control: CacheControl | None = None
+    """without effect: all beginnings of prompts are cached by themselves"""
 
     @property
     def tool_use(self) -> ToolUse:
@@ -274,23 +325,39 @@ class MessagesRequest(CountTokensRequest):
     """POST /v1/messages."""
 
     max_tokens: Annotated[int, Field(ge=1)]
+    """most tokens of the answer; thinking counts"""
     stop_sequences: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
         default_factory=list, max_length=32
     )
+    """texts that end the answer"""
     temperature: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Anthropic's default, not that of OpenAI's routes"""
     top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """samples from the most probable tokens that together have this probability"""
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """samples from so many most probable tokens; 0 is off"""
     stream: bool = False
+    """answer in typed events"""
     metadata: Metadata | None = None
+    """`user_id`; without effect"""
     service_tier: Literal["auto", "standard_only"] = "auto"
+    """without effect: there is one tier of service"""
     speed: Annotated[str, only("standard")] = "standard"
+    """there is one"""
     container: Unsupported = None
+    """a container of Anthropic's"""
     context_management: Unsupported = None
+    """a conversation that is cut by itself"""
     diagnostics: Unsupported = None
+    """of Anthropic's servers"""
     inference_geo: Unsupported = None
+    """where Anthropic computes"""
     mcp_servers: Unsupported = None
+    """servers that Anthropic calls"""
     user_profile_id: Unsupported = None
+    """of Anthropic's"""
     workspace_id: Unsupported = None
+    """of Anthropic's"""
 
     @model_validator(mode="after")
     def _budget_is_below_the_limit(self) -> MessagesRequest:

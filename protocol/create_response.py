@@ -30,15 +30,23 @@ class FunctionTool(RequestFields):
     """A function that the model may call; `type` is first, so that others are refused by it."""
 
     type: Annotated[str, only("function")]
+    """tools that OpenAI runs are refused"""
     name: str
+    """of the function"""
     description: str | None = None
+    """what it does, for the model"""
     parameters: dict[str, Any] | None = None
+    """a schema of its arguments; without one there are none"""
     strict: bool | None = None
+    """accepted; a forced call always validates"""
     output_schema: Unsupported = None
+    """a schema of what the function gives"""
     defer_loading: Annotated[bool, only(False)] = False
+    """tools are told to the model at once"""
     allowed_callers: Annotated[list[str], only(["direct"])] = Field(
         default_factory=lambda: ["direct"]
     )
+    """the model calls"""
 
     @property
     def for_chat(self) -> dict[str, Any]:
@@ -52,57 +60,98 @@ class FunctionTool(RequestFields):
 
 class TextOptions(RequestFields):
     format: dict[str, Any] | None = None
+    """what the answer's text must be: of type `text`, `json_object` or `json_schema`"""
     verbosity: Annotated[str, only("medium")] = "medium"
+    """how long the answer is"""
 
 
 class ReasoningOptions(RequestFields):
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    """how long the model thinks, where its template has a switch for that"""
     summary: Summary | None = None
+    """reasoning is shown itself, not summed up"""
     generate_summary: Summary | None = None
+    """the former name of `summary`"""
     context: Annotated[str, only("auto")] = "auto"
+    """what of earlier reasoning the model sees: what the request has"""
     mode: Annotated[str, only("standard")] = "standard"
+    """there is one"""
 
 
 class ResponseStreamOptions(RequestFields):
     include_obfuscation: Annotated[bool, only(False)] = False
+    """OpenAI's padding of events, which is never made here"""
 
 
 class CreateResponse(RequestFields):
     """POST /v1/responses."""
 
     model: Annotated[str, Field(min_length=1)]
+    """a name that `GET /v1/models` lists"""
     input: Input
+    """a text, or items of a conversation"""
     instructions: str | None = None
+    """stand first, as a system message; those of earlier responses do not"""
     previous_response_id: str | None = None
+    """go on from a stored response: its conversation comes before `input`"""
     store: bool = True
+    """whether this response is stored"""
     stream: bool = False
+    """answer in typed events"""
     stream_options: ResponseStreamOptions | None = None
+    """`include_obfuscation`; needs `stream`"""
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    """most tokens of the answer, reasoning included; up to the context without it"""
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.7
+    """0 always takes the most probable token"""
     top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """samples from the most probable tokens that together have this probability"""
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
+    """alternatives at each position; needs `message.output_text.logprobs` in
+    `include`"""
     include: list[Annotated[str, only(LOGPROBS, "reasoning.encrypted_content")]] = Field(
         default_factory=list
     )
+    """`message.output_text.logprobs`; `reasoning.encrypted_content` gives nothing, as reasoning is
+    in the open"""
     text: TextOptions = Field(default_factory=TextOptions)
+    """`format`, what the answer's text must be, and `verbosity`"""
     reasoning: ReasoningOptions = Field(default_factory=ReasoningOptions)
+    """`effort`, and `summary`, which changes nothing"""
     tools: list[FunctionTool] = Field(default_factory=list)
+    """functions that may be called, each of another name"""
     tool_choice: Any = "auto"
+    """which of them: `auto`, `none`, `required`, a function, or several that are allowed"""
     parallel_tool_calls: bool = True
+    """whether an answer may have several calls; else the first one ends it"""
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
+    """bounds the tools that OpenAI runs, of which there are none here"""
     metadata: Metadata = Field(default_factory=dict)
+    """texts with names, given back"""
     truncation: Annotated[str, only("disabled")] = "disabled"
+    """a conversation that is too long is refused"""
     background: Annotated[bool, only(False)] = False
+    """a response is answered when it is asked for"""
     service_tier: Annotated[str, only("auto", "default")] = "auto"
+    """there is one tier of service"""
     user: str | None = None
+    """given back; without effect"""
     safety_identifier: str | None = None
+    """given back; without effect"""
     prompt_cache_key: str | None = None
+    """given back; the cache finds shared beginnings itself"""
     prompt_cache_retention: Annotated[str, only("in_memory", "in-memory")] = "in_memory"
+    """keys and values are kept in memory, as long as there is room"""
     prompt_cache_options: Unsupported = None
+    """breakpoints of OpenAI's cache"""
     prompt: Unsupported = None
+    """a prompt that OpenAI stores"""
     conversation: Unsupported = None
+    """a conversation that OpenAI stores"""
     context_management: Unsupported = None
+    """a conversation that is cut by itself"""
     moderation: Unsupported = None
+    """a moderation of input and answer"""
 
     @property
     def items(self) -> list[Item]:

@@ -18,11 +18,17 @@ class TextPart(RequestFields):
     """A piece of a message's or a result's text; media are refused by their type."""
 
     type: Literal["input_text", "output_text", "refusal"]
+    """which of the three it is"""
     text: str | None = None
+    """of an `input_text` or `output_text`"""
     refusal: str | None = None
+    """the text of a `refusal`"""
     annotations: list[Any] | None = None
+    """accepted as it was answered; without effect"""
     logprobs: list[Any] | None = None
+    """accepted as it was answered; without effect"""
     prompt_cache_breakpoint: dict[str, Any] | None = None
+    """without effect: the cache finds shared beginnings itself"""
 
     @model_validator(mode="after")
     def _has_text(self) -> TextPart:
@@ -57,65 +63,99 @@ class MessageItem(RequestFields):
     """What somebody said, or the model answered."""
 
     type: Literal["message"] = "message"
+    """`message`, which may be left out"""
     role: Literal["user", "assistant", "system", "developer"]
+    """who speaks"""
     content: Content
+    """a text, or parts that are joined by a line break"""
     id: str | None = None
+    """accepted as it was answered; without effect"""
     status: Status | None = None
+    """accepted as it was answered; without effect"""
     phase: Literal["commentary", "final_answer"] | None = None
+    """accepted as it was answered; without effect"""
 
 
 class FunctionCallItem(RequestFields):
     """A call that the model made; the arguments are any text."""
 
     type: Literal["function_call"]
+    """always `function_call`"""
     call_id: Annotated[str, Field(min_length=1)]
+    """which its result names"""
     name: str
+    """of the function"""
     arguments: str
+    """as the model wrote them: any text"""
     id: str | None = None
+    """accepted as it was answered; without effect"""
     status: Status | None = None
+    """accepted as it was answered; without effect"""
     caller: Unsupported = None
+    """programs that call"""
     namespace: Unsupported = None
+    """of the function"""
 
 
 class FunctionCallOutputItem(RequestFields):
     """What a call came to."""
 
     type: Literal["function_call_output"]
+    """always `function_call_output`"""
     call_id: Annotated[str, Field(min_length=1)]
+    """of a call before it"""
     output: Content
+    """a text, or parts"""
     name: str | None = None
+    """of the function; without effect"""
     id: str | None = None
+    """accepted as it was answered; without effect"""
     status: Status | None = None
+    """accepted as it was answered; without effect"""
     caller: Unsupported = None
+    """programs that call"""
     namespace: Unsupported = None
+    """of the function"""
 
 
 class ReasoningText(RequestFields):
     type: Literal["reasoning_text"]
+    """always `reasoning_text`"""
     text: str
+    """what was thought"""
 
 
 class SummaryText(RequestFields):
     type: Literal["summary_text"]
+    """always `summary_text`"""
     text: str
+    """of what was thought; not read"""
 
 
 class ReasoningItem(RequestFields):
     """What the model thought; a summary that another server made is kept, and not read."""
 
     type: Literal["reasoning"]
+    """always `reasoning`"""
     id: str | None = None
+    """accepted as it was answered; without effect"""
     summary: list[SummaryText] = Field(default_factory=list)
+    """kept, and not read"""
     content: list[ReasoningText] = Field(default_factory=list)
+    """what the model thought"""
     encrypted_content: Unsupported = None
+    """reasoning that another server encrypted"""
     status: Status | None = None
+    """accepted as it was answered; without effect"""
 
 
 class ItemReference(RequestFields):
     """An item of a stored response, by its id."""
 
     type: Annotated[str, only("item_reference")] = "item_reference"
+    """`item_reference`, which may be left out"""
     id: str
+    """of an item of a stored response"""
 
 
 _KINDS: Final = frozenset(
