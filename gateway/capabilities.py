@@ -33,6 +33,7 @@ OPERATIONS: Final[Mapping[Capability, tuple[str, type[RequestFields]]]] = Mappin
 """By the capability that a worker's record names: the route, and the type of its body."""
 
 _FEATURES: Final[frozenset[Feature]] = frozenset(get_args(Feature))
+_NOT_ON_FASTCHAT: Final = _FEATURES - {"plain_answers"}
 _REF: Final = "/openapi.json#/components/schemas/{model}"
 
 
@@ -69,7 +70,7 @@ def _operation(operation: Capability, name: str, workers: Iterable[WorkerRecord]
         return {"path": path, "served": False}
     # a request that FastChat's wire cannot carry goes to the other workers where there are any
     native = [worker for worker in able if worker.wire == "native"]
-    lacking = _lacking(_records(name, native)) if native else _FEATURES
+    lacking = _lacking(_records(name, native)) if native else _NOT_ON_FASTCHAT
     return {"path": path, "served": True, "fields": _table(model, lacking, bool(native))}
 
 
