@@ -135,6 +135,20 @@ def test_no_other_schema_of_the_document_takes_a_models_name(model: type[BaseMod
         assert shown[name].get("properties", {}).keys() == schema.get("properties", {}).keys()
 
 
+def test_every_field_and_route_of_the_document_is_described() -> None:
+    document = create_app(GatewaySettings()).openapi()
+    bare = [
+        f"{name}.{field}"
+        for name, schema in document["components"]["schemas"].items()
+        for field, found in schema.get("properties", {}).items()
+        if not found.get("description")
+    ]
+    assert bare == [], "write a text in three quotes below the field"
+    assert all(
+        one["responses"]["200"] for path in document["paths"].values() for one in path.values()
+    )
+
+
 async def raw(
     url: str, header: bytes, path: bytes = b"/v1/models", host: bytes = b"x"
 ) -> tuple[int, bytes, bytes]:
