@@ -107,7 +107,7 @@ VALUES: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
         "prompt": (["Hello", "Bye"], {}),
         "max_tokens": (3, {}),
         "logprobs": (2, {}),
-        "best_of": (2, {"n": 2}),
+        "best_of": (2, {}),
         "add_special_tokens": (False, {}),
         "suffix": ("end", {}),
     },
