@@ -16,16 +16,18 @@ from typing import Any, Literal, cast, get_args, get_origin
 
 import httpx
 from fastapi import FastAPI
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gateway.capabilities import fields_of
-from protocol import openai, texts
+from protocol import anthropic, create_response, openai, texts
 from protocol.openai_fields import RequestFields
 from trireme.service.server import ExitRequest
 from trireme.service.settings import TierSettings
 
 PAGES = tuple(Path(__file__).with_name(name) for name in ("operations.md", "api.md"))
 SECTION = re.compile(r"(<!-- (flags|metrics|fields): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+REQUESTS = (openai, texts, create_response, anthropic)
 TIERS = ("controller", "worker", "gateway")
 SHARED_ENV = {
     "ssl_keyfile": "SSL_KEYFILE",
@@ -143,7 +145,7 @@ def app_of(tier: str) -> FastAPI:
 def fields(name: str) -> str:
     """The table of a request's own fields; those that chat and completions share are in the table
     of `GenerationFields`."""
-    model: type[RequestFields] = getattr(openai, name, None) or getattr(texts, name)
+    model: type[RequestFields] = next(vars(one)[name] for one in REQUESTS if name in vars(one))
     inherits = issubclass(model, openai.GenerationFields) and model is not openai.GenerationFields
     lines = "| Field | Default | Meaning and limits |\n|---|---|---|\n"
     for field, entry in fields_of(model).items():
@@ -155,7 +157,8 @@ def fields(name: str) -> str:
 def field_row(name: str, entry: Mapping[str, Any]) -> str:
     """One line of a table: field, default, meaning with what is accepted."""
     given = entry.get("default")
-    default = "none" if given in (None, [], {}) else f"`{json.dumps(given)}`"
+    nothing = given in (None, [], {}) or isinstance(given, BaseModel)
+    default = "none" if nothing else f"`{json.dumps(given)}`"
     meaning = entry["description"]
     match entry["support"]:
         case "refused":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Final, Literal, TypeAlias, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from pydantic import BaseModel
 
@@ -18,21 +18,47 @@ from gateway.fleet_view import Snapshot
 from protocol.fleet import Capability, Feature, ModelRecord, WorkerRecord
 from protocol.openai import ChatCompletionRequest, CompletionRequest, EmbeddingsRequest
 from protocol.openai_fields import Needs, Only, Refused, RequestFields, WithoutEffect
+from protocol.texts import (
+    DetokenizationRequest,
+    RerankRequest,
+    ScoringRequest,
+    TokenizationRequest,
+)
 
 Support: TypeAlias = Literal["honoured", "default_only", "refused"]
 Entry: TypeAlias = Mapping[str, Any]
 """A `protocol.openai_responses.FieldCapability` as JSON."""
 
-OPERATIONS: Final[Mapping[Capability, tuple[str, type[RequestFields]]]] = MappingProxyType(
+
+class Operation(NamedTuple):
+    """Something that a model can be asked to do.
+
+    Attributes:
+        path: the route. body: what it reads.
+        needs: the capability in a worker's record; None is what every worker does.
+        native: whether FastChat's workers do not do it.
+    """
+
+    path: str
+    body: type[RequestFields]
+    needs: Capability | None
+    native: bool = False
+
+
+OPERATIONS: Final[Mapping[str, Operation]] = MappingProxyType(
     {
-        "chat": ("/v1/chat/completions", ChatCompletionRequest),
-        "completions": ("/v1/completions", CompletionRequest),
-        "embeddings": ("/v1/embeddings", EmbeddingsRequest),
+        "chat": Operation("/v1/chat/completions", ChatCompletionRequest, "chat"),
+        "completions": Operation("/v1/completions", CompletionRequest, "completions"),
+        "embeddings": Operation("/v1/embeddings", EmbeddingsRequest, "embeddings"),
+        "score": Operation("/v1/score", ScoringRequest, "score", native=True),
+        "rerank": Operation("/v1/rerank", RerankRequest, "score", native=True),
+        "tokenize": Operation("/tokenize", TokenizationRequest, None, native=True),
+        "detokenize": Operation("/detokenize", DetokenizationRequest, None, native=True),
     }
 )
-"""By the capability that a worker's record names: the route, and the type of its body."""
 
 _FEATURES: Final[frozenset[Feature]] = frozenset(get_args(Feature))
+_NOT_ON_FASTCHAT: Final = _FEATURES - {"plain_answers"}
 _REF: Final = "/openapi.json#/components/schemas/{model}"
 
 
@@ -56,21 +82,26 @@ def _model(name: str, snapshot: Snapshot) -> dict[str, Any]:
         "object": "model.capabilities",
         "context_length": snapshot.models[name].context_length or None,
         "engines": sorted({one.engine for one in _records(name, workers) if one.engine}),
-        "operations": {one: _operation(one, name, workers) for one in OPERATIONS},
+        "operations": {key: _operation(one, name, workers) for key, one in OPERATIONS.items()},
     }
 
 
-def _operation(operation: Capability, name: str, workers: Iterable[WorkerRecord]) -> dict[str, Any]:
-    path, model = OPERATIONS[operation]
-    able = [
-        one for one in workers if any(operation in r.capabilities for r in _records(name, [one]))
-    ]
+def _operation(asked: Operation, name: str, workers: Iterable[WorkerRecord]) -> dict[str, Any]:
+    able = [one for one in workers if _can(one, name, asked)]
     if not able:
-        return {"path": path, "served": False}
+        return {"path": asked.path, "served": False}
     # a request that FastChat's wire cannot carry goes to the other workers where there are any
     native = [worker for worker in able if worker.wire == "native"]
-    lacking = _lacking(_records(name, native)) if native else _FEATURES
-    return {"path": path, "served": True, "fields": _table(model, lacking, bool(native))}
+    lacking = _lacking(_records(name, native)) if native else _NOT_ON_FASTCHAT
+    fields = _table(asked.body, lacking, bool(native))
+    return {"path": asked.path, "served": True, "fields": fields}
+
+
+def _can(worker: WorkerRecord, name: str, asked: Operation) -> bool:
+    if asked.native and worker.wire != "native":
+        return False
+    records = _records(name, [worker])
+    return any(asked.needs is None or asked.needs in one.capabilities for one in records)
 
 
 def _records(name: str, workers: Iterable[WorkerRecord]) -> list[ModelRecord]:

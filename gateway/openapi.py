@@ -6,7 +6,9 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
+from gateway.errors import ANTHROPIC_PATHS
 from protocol.anthropic import CountTokensRequest, MessagesRequest
+from protocol.anthropic_answers import MessageError
 from protocol.create_response import CreateResponse
 from protocol.openai import (
     APIChatCompletionRequest,
@@ -53,6 +55,7 @@ DESCRIBED: Final = openapi.Described(
     ),
     answers=(ChatCompletionStreamResponse, CompletionResponse),
     failure=ErrorResponse,
+    failures={ANTHROPIC_PATHS: MessageError},
     response_headers={
         "x-request-id": {
             "description": "the client's own when it sent a plain one, else a new one",
@@ -75,14 +78,15 @@ def body_of(model: type[BaseModel], *, streams: type[BaseModel] | None = None) -
     """`openapi_extra` of a route whose JSON body is `model`, one of `DESCRIBED.bodies`.
 
     Args:
-        streams: each event's data with `"stream": true`, one of `DESCRIBED.answers`.
+        streams: each server-sent event's data with `"stream": true`, one of `DESCRIBED.answers`.
     """
     extra = openapi.body_of(model)
     if streams is not None:
-        events = {
+        data = {
             "type": "string",
-            "description": f"server-sent events: `data: ` and a {streams.__name__} each, and "
-            f"`data: [DONE]` at the end, or an event with an {ErrorResponse.__name__} in its place",
+            "description": f"a {streams.__name__} as JSON; at the end `[DONE]`, or an "
+            f"{ErrorResponse.__name__} in its place",
         }
-        extra["responses"] = {"200": {"content": {"text/event-stream": {"schema": events}}}}
+        event = {"type": "object", "required": ["data"], "properties": {"data": data}}
+        extra["responses"] = {"200": {"content": {"text/event-stream": {"schema": event}}}}
     return extra

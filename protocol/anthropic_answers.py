@@ -67,3 +67,21 @@ class TokenCount(_Answer):
     """What POST /v1/messages/count_tokens answers."""
 
     input_tokens: int
+
+
+class MessageErrorBody(_Answer):
+    type: str
+    """its kind, as Anthropic names it: `invalid_request_error`, `overloaded_error`, …"""
+    message: str
+    """what is wrong, and with which field"""
+
+
+class MessageError(_Answer):
+    """Every error of the routes below /v1/messages."""
+
+    type: Literal["error"]
+    """always `error`"""
+    error: MessageErrorBody
+    """what went wrong"""
+    request_id: str
+    """of the request, as in the header"""

@@ -21,11 +21,13 @@ Feature: TypeAlias = Literal[
     "prompt_logprobs",
     "template_variables",
     "reasoning_effort",
+    "plain_answers",
     "beam_search",
     "suffix",
 ]
 """What a model may lack: answers held to a grammar, log probabilities of the prompt, a chat
-template with variables of its own or a switch for reasoning, beams, tokens that mark a gap."""
+template with variables of its own or a switch for reasoning, answers without any reasoning, beams,
+tokens that mark a gap."""
 
 
 class _Record(BaseModel):

@@ -252,6 +252,7 @@ class ChatCompletionRequest(GenerationFields):
     """how long the answer is"""
     reasoning_effort: Annotated[
         Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None,
+        Needs("plain_answers"),
         Needs("reasoning_effort", ("none",)),
     ] = None
     """how long the model thinks before it answers, where its template has a switch for that"""

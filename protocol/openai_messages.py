@@ -47,7 +47,7 @@ class CalledFunction(RequestFields):
     """its arguments, as the model wrote them: any text"""
 
 
-class ToolCall(RequestFields):
+class PastToolCall(RequestFields):
     id: str | None = None
     """the call's id, which the message with its result names"""
     type: Literal["function"] = "function"
@@ -63,7 +63,7 @@ class ChatMessage(RequestFields):
     """a text, or parts that are joined by a line break; only the assistant's may be absent"""
     name: str | None = None
     """the speaker's name, for the template"""
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[PastToolCall] | None = None
     """the calls that the assistant made, for the template"""
     tool_call_id: str | None = None
     """the call that a `tool` message answers, for the template"""

@@ -149,6 +149,8 @@ class ChatDelta(_Answer):
     """in a choice's first chunk"""
     content: str | None = None
     """more of the answer's text"""
+    reasoning_content: str | None = None
+    """more of what the model thinks before the answer"""
     tool_calls: list[ToolCallDelta] | None = None
     """more of the calls"""
 

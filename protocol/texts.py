@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from protocol.openai_fields import MAX_INPUTS, RequestFields, WithoutEffect, fault
+from protocol.openai_fields import MAX_INPUTS, Needs, RequestFields, WithoutEffect, fault
 from protocol.openai_messages import ChatMessage, Messages
 from protocol.openai_tools import tool_use
 
@@ -46,7 +46,9 @@ class TokenizationRequest(RequestFields):
     """with `messages`: whether the template opens the assistant's turn"""
     continue_final_message: bool = False
     """with `messages`: go on with the last one, which must be the assistant's"""
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    chat_template_kwargs: Annotated[dict[str, Any], Needs("template_variables", ({},))] = Field(
+        default_factory=dict
+    )
     """with `messages`: scalars for the model's template"""
     tools: list[Any] | None = None
     """with `messages`: functions that the template tells the model of"""

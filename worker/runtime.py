@@ -21,7 +21,7 @@ from worker.admission import Admission
 from worker.config import Settings
 from worker.engine.protocol import Engine, EngineInfo, EngineLoad, ModelLoadError
 from worker.text.fim import fills_gaps
-from worker.text.prompt import TextModel, effort_switch
+from worker.text.prompt import TextModel, always_thinks, effort_switch
 from worker.text.structure import Structures
 from worker.text.templates import NamedTemplate
 
@@ -178,6 +178,7 @@ class Runtime:
             "prompt_logprobs": ready.info.scores_prompts,
             "template_variables": ready.text.template.variables,
             "reasoning_effort": effort_switch(ready.text),
+            "plain_answers": not always_thinks(ready.text),
             "beam_search": ready.info.beams,
             "suffix": fills_gaps(ready.text.tokenizer),
         }

@@ -10,7 +10,8 @@ import pytest
 from gateway.capabilities import OPERATIONS, capabilities, fields_of
 from gateway.fastchat_client import NATIVE_ONLY, needs_native
 from gateway.fleet_view import FleetView, Snapshot
-from protocol.fleet import Feature, FleetSnapshot, ModelRecord, WorkerRecord
+from gateway.openapi import DESCRIBED
+from protocol.fleet import Capability, Feature, FleetSnapshot, ModelRecord, WorkerRecord
 from protocol.generation import GenerateRequest
 from protocol.openai import CapabilityList, ChatCompletionRequest
 from tests.gateway.fakes import MODEL, FakeWorker, record, stack
@@ -61,15 +62,18 @@ def test_a_field_is_told_with_its_limits_and_default() -> None:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_every_field_of_a_request_is_told(operation: Any) -> None:
-    _, model = OPERATIONS[operation]
-    assert support(told(worker(1)), operation).keys() == model.model_fields.keys()
+def test_every_field_of_a_request_is_told(operation: str) -> None:
+    fields = OPERATIONS[operation].body.model_fields
+    assert (
+        support(told(worker(1, capabilities=get_args(Capability))), operation).keys()
+        == fields.keys()
+    )
 
 
 def test_an_operation_that_a_model_does_not_do_is_told_so() -> None:
     model = told(worker(1, capabilities=("embeddings",)))
-    served = {name: one["served"] for name, one in model["operations"].items()}
-    assert served == {"chat": False, "completions": False, "embeddings": True}
+    served = {name for name, one in model["operations"].items() if one["served"]}
+    assert served == {"embeddings", "tokenize", "detokenize"}
     assert "fields" not in model["operations"]["chat"]
 
 
@@ -107,6 +111,12 @@ def test_a_fastchat_worker_takes_what_its_wire_carries() -> None:
     assert "integer" not in str(accepts)
 
 
+def test_a_fastchat_worker_gives_no_tokens_and_no_scores() -> None:
+    operations = told(worker(1, wire="fastchat"))["operations"]
+    served = {name for name, one in operations.items() if one["served"]}
+    assert served == {"chat", "completions", "embeddings"}
+
+
 def test_beside_a_native_worker_a_fastchat_worker_takes_nothing_away() -> None:
     model = told(worker(1, wire="fastchat"), worker(2, features=ALL))
     chat = support(model, "chat")
@@ -114,7 +124,7 @@ def test_beside_a_native_worker_a_fastchat_worker_takes_nothing_away() -> None:
 
 
 def test_what_fastchats_wire_lacks_are_fields_of_ours() -> None:
-    known = set().union(*(model.model_fields for _, model in OPERATIONS.values()))
+    known = set().union(*(body.model_fields for body in DESCRIBED.bodies))
     assert known >= NATIVE_ONLY
     asked = GenerateRequest(request_id="r", model="m", prompt="a", add_special_tokens=False)
     assert needs_native(asked) == "add_special_tokens"

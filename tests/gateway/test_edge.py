@@ -9,8 +9,12 @@ from typing import Any
 
 import aiohttp
 import pytest
+from pydantic import BaseModel
 
+from gateway.app import create_app
+from gateway.config import GatewaySettings
 from gateway.edge import request_id_of
+from gateway.openapi import DESCRIBED
 from tests.gateway.fakes import MODEL, FakeWorker, stack, until
 
 BODY: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
@@ -123,6 +127,28 @@ async def test_the_openapi_document_describes_bodies(http: aiohttp.ClientSession
     assert refs <= schemas.keys()
     assert {"ChatCompletionRequest", "CompletionRequest", "ChatCompletionResponse"} <= refs
     assert "#/$defs" not in str(document)
+
+
+@pytest.mark.parametrize("model", [*DESCRIBED.bodies, *DESCRIBED.answers, DESCRIBED.failure])
+def test_no_other_schema_of_the_document_takes_a_models_name(model: type[BaseModel]) -> None:
+    shown = create_app(GatewaySettings()).openapi()["components"]["schemas"]
+    own = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    for name, schema in {**own.pop("$defs", {}), model.__name__: own}.items():
+        assert shown[name].get("properties", {}).keys() == schema.get("properties", {}).keys()
+
+
+def test_every_field_and_route_of_the_document_is_described() -> None:
+    document = create_app(GatewaySettings()).openapi()
+    bare = [
+        f"{name}.{field}"
+        for name, schema in document["components"]["schemas"].items()
+        for field, found in schema.get("properties", {}).items()
+        if not found.get("description")
+    ]
+    assert bare == [], "write a text in three quotes below the field"
+    assert all(
+        one["responses"]["200"] for path in document["paths"].values() for one in path.values()
+    )
 
 
 async def raw(

@@ -74,6 +74,25 @@ RIGHT: dict[str, dict[str, Any]] = {
         "dimensions": 8,
         "user": "ann",
     },
+    "/v1/score": {"model": MODEL, "text_1": "Hello", "text_2": ["Hi", "Bye"], "user": "ann"},
+    "/v1/rerank": {
+        "model": MODEL,
+        "query": "Hello",
+        "documents": ["Hi", {"text": "Bye"}],
+        "top_n": 1,
+        "return_documents": True,
+    },
+    "/tokenize": {
+        "model": MODEL,
+        "messages": [{"role": "user", "content": "Hello"}],
+        "add_special_tokens": False,
+        "return_token_strs": True,
+        "add_generation_prompt": True,
+        "chat_template_kwargs": {},
+        "tools": [TOOL],
+    },
+    "/detokenize": {"model": MODEL, "tokens": [1, 2, 3]},
+    "/api/v1/token_check": {"prompts": [{"model": MODEL, "prompt": "Hello", "max_tokens": 3}]},
 }
 
 
@@ -191,7 +210,7 @@ def test_what_is_mutated_is_right(gateway: http.client.HTTPConnection, path: str
 
 
 @settings(
-    max_examples=600,
+    max_examples=800,
     derandomize=True,
     deadline=None,
     database=None,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,14 @@ BASE: dict[str, dict[str, Any]] = {
     "chat": {"messages": HELLO, "max_tokens": 2},
     "completions": {"prompt": "Hello", "max_tokens": 2},
     "embeddings": {"input": "Hello"},
+    "score": {"text_1": "Hello", "text_2": ["Hi", "Bye"]},
+    "rerank": {"query": "Hello", "documents": ["Hi", "Bye"]},
+    "tokenize": {"prompt": "Hello"},
+    "detokenize": {"tokens": [5, 6]},
 }
 FUNCTION = {"type": "function", "function": {"name": "f"}}
 ABSENT = object()
+PAIRS_BY_OTHER_NAMES = {"text_1": ABSENT, "text_2": ABSENT, "queries": "Hello", "documents": "Hi"}
 
 # a valid value that is not the default, and what must stand beside it
 COMMON: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -101,7 +107,7 @@ VALUES: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
         "prompt": (["Hello", "Bye"], {}),
         "max_tokens": (3, {}),
         "logprobs": (2, {}),
-        "best_of": (2, {"n": 2}),
+        "best_of": (2, {}),
         "add_special_tokens": (False, {}),
         "suffix": ("end", {}),
     },
@@ -112,9 +118,37 @@ VALUES: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
         "user": ("ann", {}),
         "engine": ("e", {}),
     },
+    "score": {
+        "text_1": (["Hello", "Hi"], {}),
+        "text_2": ("Hi", {}),
+        "queries": ("Hello", PAIRS_BY_OTHER_NAMES),
+        "documents": (["Hi"], PAIRS_BY_OTHER_NAMES),
+        "user": ("ann", {}),
+    },
+    "rerank": {
+        "query": ("Bye", {}),
+        "documents": (["Hi", {"text": "Bye"}], {}),
+        "top_n": (1, {}),
+        "return_documents": (False, {}),
+        "user": ("ann", {}),
+    },
+    "tokenize": {
+        "prompt": ("Bye", {}),
+        "messages": (HELLO, {"prompt": ABSENT}),
+        "add_special_tokens": (False, {}),
+        "return_token_strs": (True, {}),
+        "add_generation_prompt": (False, {"messages": HELLO, "prompt": ABSENT}),
+        "continue_final_message": (
+            True,
+            {"messages": [*HELLO, {"role": "assistant", "content": "Hi"}], "prompt": ABSENT},
+        ),
+        "chat_template_kwargs": ({"enable_thinking": False}, {"messages": HELLO, "prompt": ABSENT}),
+        "tools": ([FUNCTION], {"messages": HELLO, "prompt": ABSENT}),
+    },
+    "detokenize": {"tokens": ([7], {})},
 }
-MODELS = ("simulated-model", "trireme-demo", "tiny-t5")
-"""On the engines sim, paged and generate."""
+MODELS = ("simulated-model", "fastchat-model", "trireme-demo", "tiny-t5")
+"""On the engine sim, the same by FastChat's wire, on the engines paged and generate."""
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +156,27 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with running(tmp_path_factory.mktemp("simulated")) as stack:
         stack.add_worker("--engine", "sim", "--model-names", "simulated-model")
         stack.wait_serving()
+        by_fastchat(stack, "fastchat-model")
         yield stack
+
+
+def by_fastchat(stack: Stack, model: str) -> None:
+    """A worker that the fleet knows by FastChat's wire alone."""
+    flags = ("--engine", "sim", "--model-names", model, "--no-register")
+    worker = stack.add_worker(*flags)
+    worker.wait_ready()
+    status = {"model_names": [model], "speed": 1, "queue_length": 0}
+    body = {"worker_name": worker.url, "check_heart_beat": False, "worker_status": status}
+    httpx.post(f"{stack.controller.url}/register_worker", json=body).raise_for_status()
+    deadline = time.monotonic() + 10
+    while model not in httpx.get(f"{stack.gateway.url}/v1/models").text:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
 def stacks(simulated: Stack, real_stack: Stack) -> dict[str, Stack]:
-    return {"simulated-model": simulated, "trireme-demo": real_stack, "tiny-t5": real_stack}
+    return {model: simulated if model in MODELS[:2] else real_stack for model in MODELS}
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +191,9 @@ def table(stacks: dict[str, Stack]) -> dict[str, Any]:
 
 def sent(stack: Stack, model: str, operation: str, fields: dict[str, Any]) -> httpx.Response:
     body = {"model": model, **BASE[operation], **fields}
-    path, _ = OPERATIONS[operation]  # type: ignore[index]  # the keys are literals
-    return stack.post(path, {name: one for name, one in body.items() if one is not ABSENT})
+    return stack.post(
+        OPERATIONS[operation].path, {name: one for name, one in body.items() if one is not ABSENT}
+    )
 
 
 def refused(answer: httpx.Response, name: str) -> bool:
@@ -151,10 +201,9 @@ def refused(answer: httpx.Response, name: str) -> bool:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_every_field_of_openai_is_in_the_table_and_is_sent_here(operation: str) -> None:
-    _, model = OPERATIONS[operation]  # type: ignore[index]
-    ours = set(model.model_fields)
-    assert SPEC_OF[operation].keys() <= ours
+def test_every_field_of_openai_and_of_ours_is_in_the_table_and_is_sent_here(operation: str) -> None:
+    ours = set(OPERATIONS[operation].body.model_fields)
+    assert SPEC_OF.get(operation, {}).keys() <= ours
     assert ours == VALUES[operation].keys() | {"model"}
 
 
@@ -174,23 +223,32 @@ def test_the_values_sent_here_are_valid_by_openais_document(operation: str, name
 def test_a_field_is_answered_as_the_table_says(
     stacks: dict[str, Stack], table: dict[str, Any], model: str, operation: str, name: str
 ) -> None:
-    stack, entry = stacks[model], table[model]["operations"][operation]["fields"][name]
-    value, beside = VALUES[operation][name]
-    answer = sent(stack, model, operation, {name: value, **beside})
+    stack, told = stacks[model], table[model]["operations"][operation]
+    if not told["served"]:
+        assert refused(sent(stack, model, operation, {}), "model")
+        return
+    fields = told["fields"]
+    entry, (value, beside) = fields[name], VALUES[operation][name]
+    tools_are_told = fields.get("tools", {}).get("support") == "honoured"
+    if name in ("tools", "tool_choice") and not tools_are_told:
+        beside = {}
+    answer = sent(stack, model, operation, {**beside, name: value})
     if entry["support"] == "honoured":
         assert answer.status_code == 200, answer.text
         return
     assert refused(answer, name), answer.text
     takes = entry["accepts"].get("enum", []) if entry["support"] == "default_only" else []
     for harmless in (*takes, None):
-        beside = beside if name != "tool_choice" or harmless else {}
+        if name == "tool_choice" and harmless == "auto" and not tools_are_told:
+            continue  # it needs tools, which this model is not told of
+        beside = beside if harmless is not None else {}
         answer = sent(stack, model, operation, {**beside, name: harmless})
         assert answer.status_code == 200, answer.text
 
 
 def test_a_model_is_the_one_that_was_asked_for(stacks: dict[str, Stack]) -> None:
     for model, stack in stacks.items():
-        for operation in OPERATIONS:
+        for operation in SPEC_OF:
             answer = sent(stack, model, operation, {})
             assert (answer.status_code, answer.json()["model"]) == (200, model)
             assert sent(stack, "other", operation, {}).status_code == 404

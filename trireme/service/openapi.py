@@ -7,7 +7,7 @@ neither. Knows no tier.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from fastapi import FastAPI
@@ -39,7 +39,7 @@ class Described:
         key: what the bearer token is.
         bodies: what routes read, as `body_of` names it.
         answers: what routes answer, beyond what FastAPI knows.
-        failure: the form of every error.
+        failure: the form of every error. failures: of those below certain paths.
         response_headers: of every answer. parameters: of every operation that reads a body.
     """
 
@@ -48,6 +48,7 @@ class Described:
     bodies: tuple[type[BaseModel], ...]
     failure: type[BaseModel]
     answers: tuple[type[BaseModel], ...] = ()
+    failures: Mapping[str, type[BaseModel]] = field(default_factory=dict)
     response_headers: Headers | None = None
     parameters: tuple[Mapping[str, Any], ...] = ()
 
@@ -94,7 +95,8 @@ def _schemas(made: Mapping[str, Any], tier: Described) -> dict[str, Any]:
     # FastAPI's own errors are never sent
     left_out = ("HTTPValidationError", "ValidationError")
     kept = {name: schema for name, schema in made.items() if name not in left_out}
-    answers = _defined((*tier.answers, tier.failure), "serialization")
+    failures = (tier.failure, *tier.failures.values())
+    answers = _defined((*tier.answers, *failures), "serialization")
     return {**answers, **_defined(tier.bodies, "validation"), **kept}
 
 
@@ -113,7 +115,7 @@ def _complete(path: str, operation: dict[str, Any], tier: Described) -> None:
         operation["security"] = []
     else:
         for status in _statuses(operation, path):
-            responses.setdefault(str(status), _failure(status, tier.failure))
+            responses.setdefault(str(status), _failure(status, _form(path, tier)))
     if "requestBody" in operation:
         operation["parameters"] = [*operation.get("parameters", ()), *tier.parameters]
     for response in responses.values():
@@ -125,6 +127,10 @@ def _statuses(operation: Mapping[str, Any], path: str) -> list[int]:
     if "requestBody" in operation:
         return sorted({spec.status for spec in TAXONOMY.values()} - {_NOT_ROUTED})
     return sorted(_EVERYWHERE | {404} if "{" in path else _EVERYWHERE)
+
+
+def _form(path: str, tier: Described) -> type[BaseModel]:
+    return next((one for at, one in tier.failures.items() if path.startswith(at)), tier.failure)
 
 
 def _failure(status: int, form: type[BaseModel]) -> dict[str, Any]:

@@ -190,6 +190,11 @@ def effort_switch(text: TextModel) -> str | None:
     return next((name for name in names if name in text.template.variables), None)
 
 
+def always_thinks(text: TextModel) -> bool:
+    """Whether this model thinks before every answer and cannot be told not to."""
+    return _reasons(text) and effort_switch(text) is None
+
+
 def effort_kwargs(text: TextModel, effort: str | None) -> Mapping[str, Any]:
     """How this model's template is told how long to think.
 
@@ -200,10 +205,10 @@ def effort_kwargs(text: TextModel, effort: str | None) -> Mapping[str, Any]:
         return {}
     if switch := effort_switch(text):
         return {switch: effort if switch == "reasoning_effort" else effort != "none"}
-    reasons = _reasons(text)
-    if effort == "none" and not reasons:
+    thinks = always_thinks(text)
+    if effort == "none" and not thinks:
         return {}
-    why = "always thinks" if reasons else "does not think before it answers"
+    why = "always thinks" if thinks else "does not think before it answers"
     message = f"This model {why}: its reasoning_effort cannot be '{quoted(effort)}'."
     raise TriremeError("unsupported_by_model", message, param="reasoning_effort")
 
