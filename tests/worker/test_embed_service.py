@@ -52,7 +52,7 @@ class FakeRuntime:
         text = TextModel(
             HFTokenizer(tokenizer_of("bert")),
             choose_template(None, None, None),
-            SentenceFiles(prompt="q: "),
+            sentence=SentenceFiles(prompt="q: "),
         )
         info = EngineInfo("encoder", 24, (), 330, 1, embeds=embeds, scores=scores, generates=False)
         admission = Admission(
