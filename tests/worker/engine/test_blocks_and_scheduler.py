@@ -219,6 +219,16 @@ def test_the_other_choices_wait_for_the_first_ones_prefill_and_share_it() -> Non
     assert [seq.num_cached for seq in seqs] == [0, 12, 12]
 
 
+def test_many_choices_that_wait_for_the_first_do_not_hold_up_others() -> None:
+    of = scheduler(num_blocks=256, max_running=64, budget=40)
+    of.add(one([2, 3], arrival=0))
+    step(of)
+    for seq in make([1] * 200, n=40, arrival=1):
+        of.add(seq)
+    of.add(one([3] * 5, arrival=2))
+    assert shape(of.schedule(PrefillBudget(tokens=20, long=8))) == [(0, 1), (1, 8), (2, 5)]
+
+
 def test_finished_sequences_leave_and_their_blocks_are_free() -> None:
     of = scheduler(num_blocks=8)
     of.add(one([1] * 5, max_tokens=2))

@@ -63,3 +63,18 @@ def test_short_prompts_may_take_longer_together() -> None:
     pace.observe(100, 4, 0.2)
     assert pace.budget(1, 4) == PrefillBudget(tokens=400, long=50)
     assert pace.budget(8, 4) == PrefillBudget(tokens=800, long=100)
+
+
+def test_steps_that_cost_no_more_than_decodes_do_not_drive_the_budget_up() -> None:
+    """Tokens that a grammar forces count as prefill, and cost next to nothing."""
+    pace = PrefillPace()
+    pace.observe(0, 4, 0.1)
+    pace.observe(100, 4, 0.2)
+    known = pace.budget(1, 4)
+    for _ in range(5000):
+        pace.observe(3, 4, 0.09)
+        assert pace.budget(1, 4) == known
+    pace.observe(1, 1, 0.1 + 1e-12)
+    for _ in range(200):
+        pace.observe(10**6, 1, 0.1 + 1e-9)
+    assert pace.budget(10, 1).tokens <= 8e6

@@ -108,6 +108,28 @@ def test_attention_is_that_of_plain_operations(
         torch.testing.assert_close(outs[0], outs[1], **off(dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("left", [float("nan"), float("inf"), 3e38])
+def test_what_another_sequence_left_in_a_block_does_not_count(
+    kernels: KernelSet, dtype: torch.dtype, left: float
+) -> None:
+    backends = [NativeAttention(kernels, 16) for _ in range(2)]
+    query, both = torch.randn(4, 4, 64).to(dtype), torch.randn(4, 2, 128).to(dtype)
+    found = []
+    for backend, old in zip(backends, (0.0, left), strict=True):
+        backend.allocate({0: (LayerShape(2, 64, 64), torch.device("cpu"), dtype)}, 4)
+        rows = torch.full((32, 4, 64), 0.0).to(dtype)
+        stale = torch.full((32, 2, 128), old).to(dtype)
+        backend.plan([Span(0, 32, [2, 1])])
+        backend.attend(0, rows, stale[..., :64], stale[..., 64:], Score(0.1), rows.clone())
+        out = torch.empty(4, 4, 64, dtype=dtype)
+        backend.plan([Span(0, 3, [1]), Span(0, 1, [2])])
+        backend.attend(0, query, both[..., :64], both[..., 64:], Score(0.1), out)
+        found.append(out)
+    assert found[1].isfinite().all()
+    assert torch.equal(*found)
+
+
 def test_bfloat16_is_rounded_as_torch_rounds(kernels: KernelSet) -> None:
     values = torch.tensor([[1.00390625, 1.01171875, -1.00390625, 3.0e38]]).bfloat16()
     one = torch.ones(1, 4, dtype=torch.bfloat16)

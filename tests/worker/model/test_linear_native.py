@@ -77,6 +77,17 @@ def test_a_row_is_the_same_however_many_stand_beside_it(native: NativeProducts) 
 
 
 @torch.inference_mode()
+def test_rows_of_any_layout_and_of_no_other_type(native: NativeProducts) -> None:
+    weight = native.weight([layer(64, 48, bias=True)])
+    x = torch.randn(5, 64).to(torch.bfloat16)
+    turned = x.t().contiguous().t()
+    assert turned.stride(-1) != 1
+    assert torch.equal(weight.linear(turned), weight.linear(x))
+    with pytest.raises(TypeError, match="float32"):
+        weight.linear(x.float())
+
+
+@torch.inference_mode()
 def test_silu_of_any_value(native: NativeProducts) -> None:
     values = [-3e38, -200.0, -88.0, -20.0, -0.0, 0.0, 1e-30, 3.0, 90.0, 3e38]
     x = torch.tensor([[value, 1.0] for value in values], dtype=torch.bfloat16)
