@@ -125,7 +125,7 @@ def test_kernels_that_compute_nonsense_are_found_and_not_used(
     assert run(made.core, lambda _number: 6) == reference(checkpoint("qwen2"), lambda _number: 6)
 
 
-@pytest.mark.parametrize("name", ["t5", "mamba"])
+@pytest.mark.parametrize("name", ["t5", "mamba", "longcat"])
 def test_the_plain_engine_gives_the_tokens_of_generate(
     name: str, checkpoint: Callable[[str], Path]
 ) -> None:
