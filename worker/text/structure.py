@@ -16,8 +16,9 @@ from protocol.generation import Structure
 from worker.engine.grammar import GrammarError, Grammars
 from worker.text.tokenizer import Tokenizer
 
-MAX_CHARS: Final = 256 * 1024
-MAX_DEPTH: Final = 64
+MAX_CHARS: Final = 64 * 1024
+MAX_TOOLS_CHARS: Final = 256 * 1024
+MAX_DEPTH: Final = 32
 _KEPT: Final = 64
 _COMPACT: Final[Any] = {"whitespace_flexible": False}
 
@@ -44,7 +45,7 @@ class Structures:
                 `unsupported_by_model` where the tokenizer is none for grammars.
         """
         try:
-            _check_size(structure.value)
+            _check_all(structure)
             with self._lock:
                 return self._known(structure)
         except (GrammarError, ValueError) as error:
@@ -102,8 +103,17 @@ def _calls(functions: Sequence[Mapping[str, Any]], parallel: bool) -> str:
     return "\n".join(rules)
 
 
-def _check_size(value: Any) -> None:
-    """No recursion: a value nested too deep is what is looked for."""
+def _check_all(structure: Structure) -> None:
+    if structure.kind != "tools":
+        _check_size(structure.value, MAX_CHARS)
+        return
+    schemas = [function["parameters"] for function in structure.value["functions"]]
+    if sum(_check_size(schema, MAX_CHARS) for schema in schemas) > MAX_TOOLS_CHARS:
+        raise ValueError(f"all schemas together have more than {MAX_TOOLS_CHARS} characters")
+
+
+def _check_size(value: Any, most: int) -> int:
+    """The characters in it. No recursion: a value nested too deep is what is looked for."""
     chars, waiting = 0, [(value, 0)]
     while waiting:
         one, depth = waiting.pop()
@@ -115,5 +125,6 @@ def _check_size(value: Any) -> None:
             waiting += [(item, depth + 1) for item in one.values()]
         elif isinstance(one, list):
             waiting += [(item, depth + 1) for item in one]
-        if chars > MAX_CHARS:
-            raise ValueError(f"it has more than {MAX_CHARS} characters")
+        if chars > most:
+            raise ValueError(f"it has more than {most} characters")
+    return chars
