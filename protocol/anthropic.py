@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from protocol.generation import Structure
-from protocol.openai_fields import RequestFields, Unsupported, fault, moved, only
+from protocol.openai_fields import RequestFields, Unsupported, fault, moved, only, text_or
 from protocol.openai_tools import ToolUse, tool_use
 
 MIN_BUDGET_TOKENS: Final = 1024
@@ -68,17 +68,9 @@ class ToolUseBlock(RequestFields):
     """accepted as it was answered; without effect"""
 
 
-def _content_tag(value: Any) -> str | None:
-    return "~text" if isinstance(value, str) else "~blocks" if isinstance(value, list) else None
-
-
-_CONTENT: Final = Discriminator(
-    _content_tag,
-    custom_error_type="invalid_type",
-    custom_error_message="expected a string or an array of blocks.",
-)
+_CONTENT: Final = text_or("blocks")
 Texts: TypeAlias = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[list[TextBlock], Tag("~blocks")], _CONTENT
+    Annotated[str, Tag("~text")] | Annotated[list[TextBlock], Tag("~list")], _CONTENT
 ]
 
 
@@ -124,7 +116,7 @@ Block: TypeAlias = Annotated[
     BeforeValidator(_known),
 ]
 Content: TypeAlias = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[list[Block], Tag("~blocks")], _CONTENT
+    Annotated[str, Tag("~text")] | Annotated[list[Block], Tag("~list")], _CONTENT
 ]
 _OF_ROLE: Final = {
     "user": {"text", "tool_result"},

@@ -10,6 +10,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
@@ -117,6 +118,19 @@ class Needs:
 
     feature: Feature
     otherwise: tuple[Any, ...] = ()
+
+
+def text_or(items: str) -> Discriminator:
+    """Tells a text, the branch tagged `~text`, from an array of `items`, tagged `~list`."""
+
+    def tag(value: Any) -> str | None:
+        return "~text" if isinstance(value, str) else "~list" if isinstance(value, list) else None
+
+    return Discriminator(
+        tag,
+        custom_error_type="invalid_type",
+        custom_error_message=f"expected a string or an array of {items}.",
+    )
 
 
 def _as_list(value: Any) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
-from protocol.openai_fields import RequestFields, Unsupported, fault
+from protocol.openai_fields import RequestFields, Unsupported, fault, text_or
 
 
 class ContentPart(RequestFields):
@@ -24,17 +24,9 @@ class ContentPart(RequestFields):
         return self
 
 
-def _content_tag(value: Any) -> str | None:
-    return "~text" if isinstance(value, str) else "~parts" if isinstance(value, list) else None
-
-
 Content: TypeAlias = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[list[ContentPart], Tag("~parts"), Field(min_length=1)],
-    Discriminator(
-        _content_tag,
-        custom_error_type="invalid_type",
-        custom_error_message="expected a string or an array of content parts.",
-    ),
+    Annotated[str, Tag("~text")] | Annotated[list[ContentPart], Tag("~list"), Field(min_length=1)],
+    text_or("content parts"),
 ]
 
 
@@ -102,16 +94,8 @@ class ChatMessage(RequestFields):
         return "\n".join(part.text or part.refusal or "" for part in self.content)
 
 
-def _messages_tag(value: Any) -> str | None:
-    return "~text" if isinstance(value, str) else "~messages" if isinstance(value, list) else None
-
-
 Messages: TypeAlias = Annotated[list[ChatMessage], Field(min_length=1)]
 TextOrMessages: TypeAlias = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[Messages, Tag("~messages")],
-    Discriminator(
-        _messages_tag,
-        custom_error_type="invalid_type",
-        custom_error_message="expected a string or an array of messages.",
-    ),
+    Annotated[str, Tag("~text")] | Annotated[Messages, Tag("~list")],
+    text_or("messages"),
 ]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, model_validator
 
-from protocol.openai_fields import RequestFields, Unsupported, fault, only
+from protocol.openai_fields import RequestFields, Unsupported, fault, only, text_or
 
 Status: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 
@@ -38,17 +38,9 @@ class TextPart(RequestFields):
         return self
 
 
-def _content_tag(value: Any) -> str | None:
-    return "~text" if isinstance(value, str) else "~parts" if isinstance(value, list) else None
-
-
 Content: TypeAlias = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[list[TextPart], Tag("~parts"), Field(min_length=1)],
-    Discriminator(
-        _content_tag,
-        custom_error_type="invalid_type",
-        custom_error_message="expected a string or an array of content parts.",
-    ),
+    Annotated[str, Tag("~text")] | Annotated[list[TextPart], Tag("~list"), Field(min_length=1)],
+    text_or("content parts"),
 ]
 
 
@@ -203,15 +195,7 @@ ITEMS: Final[TypeAdapter[list[Item]]] = TypeAdapter(list[Item])
 """Reads items that were stored."""
 
 
-def _input_tag(value: Any) -> str | None:
-    return "~text" if isinstance(value, str) else "~items" if isinstance(value, list) else None
-
-
 Input: TypeAlias = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[list[Item], Tag("~items"), Field(min_length=1)],
-    Discriminator(
-        _input_tag,
-        custom_error_type="invalid_type",
-        custom_error_message="expected a string or an array of items.",
-    ),
+    Annotated[str, Tag("~text")] | Annotated[list[Item], Tag("~list"), Field(min_length=1)],
+    text_or("items"),
 ]

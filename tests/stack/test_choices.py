@@ -13,8 +13,8 @@ import pytest
 import torch
 import transformers as hf
 
+from tests.stack.noise import save_noise
 from tests.stack.processes import Stack, running
-from worker.demo import demo_model_path
 
 FIM = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
 
@@ -23,27 +23,7 @@ FIM = ("<fim_prefix>", "<fim_suffix>", "<fim_middle>")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights, with the embedded model's tokenizer and StarCoder's control tokens."""
     made = tmp_path_factory.mktemp("models") / "noise"
-    tokenizer = hf.AutoTokenizer.from_pretrained(demo_model_path())
-    tokenizer.add_special_tokens({"additional_special_tokens": list(FIM)})
-    config = hf.LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    torch.manual_seed(0)
-    model = hf.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() > 1:
-                weight.normal_(0, 0.08)
-    model.save_pretrained(made)
-    tokenizer.save_pretrained(made)
+    save_noise(made, control_tokens=FIM, spread=0.08)
     return made
 
 
