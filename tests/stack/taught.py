@@ -76,8 +76,8 @@ def teach(folder: Path) -> None:
     ]
     config = hf.LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=192,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -94,7 +94,7 @@ def teach(folder: Path) -> None:
     longest = max(len(ids) for ids, _ in batch)
     ids = torch.tensor([one + [0] * (longest - len(one)) for one, _ in batch])
     labels = torch.tensor([one + [-100] * (longest - len(one)) for _, one in batch])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(400):
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
