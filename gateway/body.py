@@ -158,7 +158,7 @@ def _message(code: str, param: str | None, details: ErrorDetails, context: dict[
     given = details["input"]
     if code == "missing_required_parameter":
         return f"Missing required parameter: '{param}'."
-    if code == "unknown_parameter" and "message" not in context:
+    if code == "unknown_parameter" and not context.get("message"):
         return f"Unknown parameter: '{quoted(param)}'."
     if "message" in context:
         lead = {
@@ -168,12 +168,25 @@ def _message(code: str, param: str | None, details: ErrorDetails, context: dict[
         return lead + str(context["message"])
     if code == "invalid_type":
         return f"Invalid type for '{param}': {_lower(details['msg'])}, got {_type_name(given)}."
-    shown = f", got {quoted(given)}" if isinstance(given, str | int | float) else ""
+    shown = f", got {quoted(given)}" if isinstance(given, str | int | float) and given != "" else ""
     return f"Invalid '{param}': {_lower(details['msg'])}{shown}."
 
 
+_JSON_WORDS: Final = (
+    ("valid dictionary", "object"),
+    ("a object", "an object"),
+    ("valid list", "array"),
+    ("a array", "an array"),
+    ("list should have", "array should have"),
+    (" after validation, not ", ", got "),
+)
+
+
 def _lower(message: str) -> str:
-    return message[:1].lower() + message[1:]
+    words = message[:1].lower() + message[1:]
+    for python, json_word in _JSON_WORDS:
+        words = words.replace(python, json_word)
+    return words
 
 
 def _type_name(value: object) -> str:

@@ -47,7 +47,7 @@ _DISCARD_S: Final = 2.0
 
 
 def error_body(error: TriremeError) -> dict[str, Any]:
-    """`{"error": {message, type, param, code}, "error_code": the seed's number}`."""
+    """`{"error": {message, type, param, code}, "error_code": FastChat's number}`."""
     return {
         "error": {
             "message": error.message,

@@ -29,7 +29,7 @@ from protocol.texts import (
 from trireme.service import openapi
 
 ABOUT: Final = """\
-OpenAI's API over a fleet of workers, with extensions.
+OpenAI's API over a fleet of workers, with extensions, and Anthropic's Messages API.
 
 In every body an explicit null means the field's default, and a field that is not described is a
 400 unless the gateway is lenient. What a certain model can be asked for is told by
@@ -39,6 +39,7 @@ In every body an explicit null means the field's default, and a field that is no
 DESCRIBED: Final = openapi.Described(
     about=ABOUT,
     key="an API key, where the gateway has any",
+    key_header="x-api-key",
     bodies=(
         APIChatCompletionRequest,
         ChatCompletionRequest,
@@ -74,19 +75,23 @@ DESCRIBED: Final = openapi.Described(
 )
 
 
-def body_of(model: type[BaseModel], *, streams: type[BaseModel] | None = None) -> dict[str, Any]:
+def body_of(
+    model: type[BaseModel], *, streams: type[BaseModel] | str | None = None
+) -> dict[str, Any]:
     """`openapi_extra` of a route whose JSON body is `model`, one of `DESCRIBED.bodies`.
 
     Args:
-        streams: each server-sent event's data with `"stream": true`, one of `DESCRIBED.answers`.
+        streams: each server-sent event's data with `"stream": true`: one of `DESCRIBED.answers`, or
+            what is to be said of data of many types.
     """
     extra = openapi.body_of(model)
-    if streams is not None:
-        data = {
-            "type": "string",
-            "description": f"a {streams.__name__} as JSON; at the end `[DONE]`, or an "
-            f"{ErrorResponse.__name__} in its place",
-        }
-        event = {"type": "object", "required": ["data"], "properties": {"data": data}}
-        extra["responses"] = {"200": {"content": {"text/event-stream": {"schema": event}}}}
+    if streams is None:
+        return extra
+    about = streams
+    if not isinstance(streams, str):
+        last = f"at the end `[DONE]`, or an {ErrorResponse.__name__} in its place"
+        about = f"a {streams.__name__} as JSON; {last}"
+    data = {"type": "string", "description": about}
+    event = {"type": "object", "required": ["data"], "properties": {"data": data}}
+    extra["responses"] = {"200": {"content": {"text/event-stream": {"schema": event}}}}
     return extra

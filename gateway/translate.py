@@ -25,7 +25,7 @@ from protocol.texts import TokenizationRequest
 def chat_request(
     request: ChatCompletionRequest, *, request_id: str, deadline_s: float, cache_salt: str
 ) -> GenerateRequest:
-    """One request; a text in place of messages (the seed's /api/v1) is a rendered prompt."""
+    """One request; a text in place of messages (FastChat's /api/v1) is a rendered prompt."""
     messages: list[ChatMessage] | str = request.messages
     rendered = messages if isinstance(messages, str) else None
     going_on = request.continue_final_message

@@ -1,4 +1,4 @@
-"""OpenAI's Responses API as this stack speaks it: the request, with the seed's defaults.
+"""OpenAI's Responses API as this stack speaks it: the request, with FastChat's defaults.
 
 Every field of OpenAI's `CreateResponse` is honoured, accepted with its default only, or refused.
 The items of `input` are in `protocol/response_items.py`.

@@ -42,7 +42,7 @@ class ErrorSpec:
 
     Attributes:
         status: HTTP status.
-        number: the seed's number, sent beside it as `error_code`.
+        number: FastChat's number, sent beside it as `error_code`.
         type: OpenAI's `error.type`.
         retryable: whether another worker could answer the same request.
         public: whether the code itself is shown as `error.code` (null otherwise).

@@ -1,4 +1,4 @@
-"""OpenAI's schemas as this stack speaks them: requests, with the seed's defaults and extensions.
+"""OpenAI's schemas as this stack speaks them: requests, with FastChat's defaults and extensions.
 
 Parsing is strict: JSON in, one valid type out. A custom error's type is a code of
 `protocol.errors.TAXONOMY`; its context's `at` is the path of the field at fault below the model.
@@ -377,7 +377,7 @@ class EmbeddingsRequest(RequestFields):
     user: Annotated[str | None, WithoutEffect()] = None
     """OpenAI's name of an end user"""
     engine: Annotated[str | None, WithoutEffect()] = None
-    """the seed's field"""
+    """FastChat's field"""
 
     @model_validator(mode="after")
     def _no_empty_text(self) -> EmbeddingsRequest:

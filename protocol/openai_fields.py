@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
@@ -70,7 +71,7 @@ class Only:
 
     def _checked(self, value: _T) -> _T:
         if value not in self.allowed:
-            shown = ", ".join(repr(one) for one in self.allowed)
+            shown = ", ".join(json.dumps(one) for one in self.allowed)
             raise fault("unsupported_parameter", f"only {shown} is supported here.")
         return value
 
@@ -96,7 +97,7 @@ class Refused:
 
 
 def _refuse(_value: Any) -> Any:
-    raise fault("unsupported_parameter", "it is not supported yet.")
+    raise fault("unsupported_parameter", "it is not supported.")
 
 
 Unsupported: TypeAlias = Annotated[Any, Refused()]

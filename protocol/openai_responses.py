@@ -291,7 +291,7 @@ class ModelCard(_Answer):
     parent: str | None = None
     """always null"""
     permission: list[ModelPermission] = Field(default_factory=list)
-    """as the seed's clients expect them"""
+    """as FastChat's clients expect them"""
     max_model_len: int | None = None
     """tokens of prompt and answer together; null when it is not known"""
 
@@ -445,7 +445,7 @@ class ErrorBody(_Answer):
 
 
 class ErrorResponse(_Answer):
-    """What every failed request gets; `error_code` is the seed's number."""
+    """What every failed request gets; `error_code` is FastChat's number."""
 
     error: ErrorBody
     """in OpenAI's form"""

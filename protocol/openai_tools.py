@@ -98,7 +98,11 @@ def _functions(tools: Sequence[Any]) -> dict[str, Any]:
             raise fault(
                 "invalid_type", "expected a schema, an object.", f"{at}.function.parameters"
             )
-        found[name] = _NOTHING if parameters is None else parameters
+        kind = (parameters or {}).get("type", "object")
+        if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+            message = "expected a schema of type 'object'."
+            raise fault("invalid_json_schema", message, f"{at}.function.parameters")
+        found[name] = {**parameters, "type": "object"} if parameters else _NOTHING
     return found
 
 

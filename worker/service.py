@@ -398,7 +398,8 @@ class _Run:
         return Done(
             prompt_tokens=len(self._prompt.ids),
             completion_tokens=sum(choice.num_tokens for choice in self._choices),
-            cached_tokens=self._cached_tokens,
+            # what goes on finds completion tokens in the cache, too
+            cached_tokens=min(self._cached_tokens, len(self._prompt.ids)),
             reasoning_tokens=sum(choice.reasoning_tokens for choice in self._choices),
         )
 

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions, and the seed's /api/v1/chat/completions."""
+"""POST /v1/chat/completions, and FastChat's /api/v1/chat/completions."""
 
 from __future__ import annotations
 

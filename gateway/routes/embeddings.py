@@ -1,4 +1,4 @@
-"""POST /v1/embeddings, and the seed's /v1/engines/{model}/embeddings."""
+"""POST /v1/embeddings, and FastChat's /v1/engines/{model}/embeddings."""
 
 from __future__ import annotations
 

@@ -23,7 +23,14 @@ from trireme.service.streaming import Leash
 router = APIRouter(tags=["messages"])
 
 
-@router.post("/v1/messages", response_model=MessageAnswer, openapi_extra=body_of(MessagesRequest))
+_EVENTS = "an event of Anthropic's, whose `type` is also its name; `message_stop` is the last"
+
+
+@router.post(
+    "/v1/messages",
+    response_model=MessageAnswer,
+    openapi_extra=body_of(MessagesRequest, streams=_EVENTS),
+)
 async def messages(request: Request) -> Response:
     """Answers a conversation, whole or as typed server-sent events."""
     return await _in_our_terms(request, _create(request))

@@ -27,7 +27,14 @@ from trireme.service.ids import short_id
 router = APIRouter(tags=["responses"])
 
 
-@router.post("/v1/responses", response_model=ResponseObject, openapi_extra=body_of(CreateResponse))
+_EVENTS = "an event of OpenAI's, whose `type` is also its name; `response.completed` is the last"
+
+
+@router.post(
+    "/v1/responses",
+    response_model=ResponseObject,
+    openapi_extra=body_of(CreateResponse, streams=_EVENTS),
+)
 async def create(request: Request) -> Response:
     """Answers a conversation, whole or as typed server-sent events."""
     asked = await read(request, CreateResponse)

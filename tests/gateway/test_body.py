@@ -214,6 +214,13 @@ ROWS: list[tuple[str, dict[str, Any], str, str, dict[str, Any]]] = [
         TYPE,
         function(name="f", parameters={}),
     ),
+    (
+        "chat",
+        function(name="f", parameters={"type": "string"}),
+        "tools[0].function.parameters",
+        "invalid_json_schema",
+        function(name="f", parameters={"type": ["object", "null"]}),
+    ),
     ("chat", function(name="f", strict=1), "tools[0].function.strict", TYPE, CALL),
     ("chat", {"tools": CALL["tools"] * 2}, "tools[1].function.name", VALUE, CALL),
     ("chat", {**CALL, "tool_choice": 5}, "tool_choice", VALUE, {**CALL, "tool_choice": "auto"}),

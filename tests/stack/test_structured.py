@@ -137,6 +137,32 @@ def test_streamed_calls_are_those_of_the_whole_answer(client: openai.OpenAI) -> 
     ]
 
 
+@pytest.mark.parametrize(
+    ("parameters", "valid"),
+    [
+        ({}, {"enum": [{}]}),
+        ({"properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": False},
+         {"enum": [{"a": 1}]}),
+    ],
+)  # fmt: skip
+def test_arguments_are_an_object_whatever_the_schema_leaves_out(
+    client: openai.OpenAI, parameters: Any, valid: Any
+) -> None:
+    tool: Any = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    answer = ask(client, tools=[tool], tool_choice="required", n=5, seed=1)
+    for choice in answer.choices:
+        for call in choice.message.tool_calls:
+            jsonschema.validate(json.loads(call.function.arguments), valid)
+
+
+def test_the_function_at_fault_is_named(client: openai.OpenAI) -> None:
+    bad: Any = {"type": "object", "properties": {"a": {"type": "objekt"}}}
+    tools = [*TOOLS, {"type": "function", "function": {"name": "odd", "parameters": bad}}]
+    with pytest.raises(openai.BadRequestError, match="parameters of the function 'odd'") as caught:
+        ask(client, tools=tools, tool_choice="required")
+    assert (caught.value.param, caught.value.code) == ("tools", "invalid_json_schema")
+
+
 class Point(BaseModel):
     x: int = Field(ge=0, le=9)
     y: int = Field(ge=0, le=9)

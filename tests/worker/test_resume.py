@@ -62,6 +62,7 @@ async def test_choices_that_have_ended_are_counted_and_not_run_again(worker: Any
         assert rest[-1] == whole[-1]
     assert isinstance(whole[-1], Done)
     assert whole[-1].completion_tokens < 18
+    assert whole[-1].cached_tokens <= whole[-1].prompt_tokens
 
 
 async def test_the_prompt_is_not_told_again(worker: Any) -> None:

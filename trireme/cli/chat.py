@@ -179,7 +179,7 @@ class Conversation:
             raise ChatError(_not_served(wanted, served))
         if not served:
             raise ChatError("no model is served yet")
-        return wanted or served[0]
+        return wanted or self._client.chat_models()[0]
 
     def _reset(self, _argument: str) -> None:
         self._history.clear()

@@ -80,6 +80,21 @@ class ChatClient:
         except (ValueError, KeyError, TypeError) as error:
             raise ChatError(f"{self._base_url} does not answer as OpenAI's API does") from error
 
+    def chat_models(self) -> list[str]:
+        """Names of those that chat, as far as the API tells; else of all.
+
+        Raises:
+            ChatError: the API does not answer or refuses.
+        """
+        served = self.models()
+        try:
+            answer = self._client.get(f"{self._base_url}/capabilities")
+            told = answer.json()["data"] if answer.status_code == 200 else []
+            chat = {one["id"] for one in told if one["operations"]["chat"]["served"]}
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            chat = set()
+        return [name for name in served if name in chat] or served
+
     def stream(
         self, model: str, messages: list[Message], options: dict[str, Any], answer: Answer
     ) -> Generator[Piece, None, None]:

@@ -41,6 +41,7 @@ class Described:
         answers: what routes answer, beyond what FastAPI knows.
         failure: the form of every error. failures: of those below certain paths.
         response_headers: of every answer. parameters: of every operation that reads a body.
+        key_header: another header that the key may come in.
     """
 
     about: str
@@ -51,6 +52,7 @@ class Described:
     failures: Mapping[str, type[BaseModel]] = field(default_factory=dict)
     response_headers: Headers | None = None
     parameters: tuple[Mapping[str, Any], ...] = ()
+    key_header: str | None = None
 
 
 def json_of(model: type[BaseModel]) -> dict[str, Any]:
@@ -77,12 +79,15 @@ def describe(app: FastAPI, tier: Described) -> None:
             return app.openapi_schema
         found = made()
         found["info"]["description"] = tier.about
-        found["security"] = [{"bearer": []}, {}]
-        components = found.setdefault("components", {})
-        components["schemas"] = _schemas(components.get("schemas", {}), tier)
-        components["securitySchemes"] = {
+        schemes: dict[str, Any] = {
             "bearer": {"type": "http", "scheme": "bearer", "description": tier.key}
         }
+        if tier.key_header is not None:
+            schemes["header"] = {"type": "apiKey", "in": "header", "name": tier.key_header}
+        found["security"] = [*({name: []} for name in schemes), {}]
+        components = found.setdefault("components", {})
+        components["schemas"] = _schemas(components.get("schemas", {}), tier)
+        components["securitySchemes"] = schemes
         for path, operations in found["paths"].items():
             for operation in operations.values():
                 _complete(path, operation, tier)

@@ -162,11 +162,13 @@ class ResponseReader:
         return self._parts(self._parser.feed(text))
 
     def finish(self) -> Parts:
-        return self._parts(self._parser.finalize()[1])
+        return Parts() if self.full else self._parts(self._parser.finalize()[1])
 
     def _parts(self, events: list[dict[str, Any]]) -> Parts:
         parts = Parts()
         for event in events:
+            if self.full:
+                break  # nothing that follows is wanted
             self._note(event)
             field: str = event.get("field", "")
             if event["type"] == "raw":

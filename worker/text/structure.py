@@ -49,9 +49,23 @@ class Structures:
             with self._lock:
                 return self._known(structure)
         except (GrammarError, ValueError) as error:
+            if structure.kind == "tools":
+                raise self._bad_tool(structure, error) from error
             code = "invalid_json_schema" if structure.kind == "json_schema" else "invalid_grammar"
             message = f"Invalid {structure.kind}: {error}"
             raise TriremeError(code, message, param=structure.param) from error
+
+    def _bad_tool(self, structure: Structure, error: Exception) -> TriremeError:
+        """Names the function whose schema is at fault, where one alone is."""
+        for function in structure.value["functions"]:
+            alone = Structure(kind="json_schema", value=function["parameters"])
+            try:
+                _check_all(alone)
+                self._vocabulary(structure.param).begin(_grammar_of(alone))
+            except (GrammarError, ValueError) as found:
+                message = f"Invalid parameters of the function '{function['name']}': {found}"
+                return TriremeError("invalid_json_schema", message, param=structure.param)
+        return TriremeError("invalid_grammar", f"Invalid tools: {error}", param=structure.param)
 
     def _known(self, structure: Structure) -> str:
         key = structure.model_dump_json()
