@@ -178,6 +178,7 @@ class Dispatcher:
             left_s = limit_s - (monotonic() - begun) if limit_s is not None else None
             if left_s is not None and left_s <= 0:
                 raise TriremeError("deadline_exceeded", "The request took too long.")
+            progress.begin(worker.model(request.model))
             fenced = _attempt(progress.attempt(), worker, retry.tries, left_s)
             stream = self._clients[worker.wire].generate(worker, fenced)
             try:
@@ -208,11 +209,11 @@ class Dispatcher:
         group = self._candidates(request.model, retry.tried, _capability(request))
         if needs_native(request):
             group = _native(group)
-        if progress.digest is not None:
+        if progress.delivered:
             others = (
                 w.instance_id
                 for w in group.workers
-                if w.wire != "native" or _digest(w, request.model) != progress.digest
+                if w.wire != "native" or not progress.can_go_on(w.model(request.model))
             )
             group = _without(group, others, or_none=True)
             if not group.workers:

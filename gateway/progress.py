@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from protocol.errors import TriremeError
+from protocol.fleet import ModelRecord
 from protocol.generation import (
     Begun,
     Delta,
@@ -38,13 +39,23 @@ class Progress:
         self._started: Started | None = None
         self._ids: dict[int, list[int]] = {}
         self._ended: set[int] = set()
+        self._begun = "", 0
         self._prompt_told = 0
         self._prompt_seen = 0
 
-    @property
-    def digest(self) -> str | None:
-        """What a worker must serve to go on; None while any may begin."""
-        return self._started.digest if self._started is not None and self.delivered else None
+    def can_go_on(self, record: ModelRecord | None) -> bool:
+        """Whether a worker that serves the model so could take its place in the answer.
+
+        With another context the answer would end elsewhere.
+        """
+        if not self.delivered:
+            return True
+        return record is not None and (record.digest, record.context_length) == self._begun
+
+    def begin(self, record: ModelRecord | None) -> None:
+        """The worker that is asked now serves the model so."""
+        if not self.delivered and record is not None:
+            self._begun = record.digest, record.context_length
 
     @property
     def num_tokens(self) -> int:
@@ -64,7 +75,9 @@ class Progress:
         started = self._started
         if started is None:
             return request
-        # the same seed, whether or not it had begun to choose tokens
+        if not self.delivered:
+            return request
+        # what was told of the prompt and of the tokens goes with this seed
         sampling = request.sampling.model_copy(update={"seed": started.seed})
         resume = None
         if self.num_tokens:

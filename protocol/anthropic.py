@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from protocol.generation import Structure
-from protocol.openai_fields import RequestFields, Unsupported, fault, moved, only, text_or
+from protocol.openai_fields import Many, RequestFields, Unsupported, fault, moved, only, text_or
 from protocol.openai_tools import ToolUse, tool_use
 
 MIN_BUDGET_TOKENS: Final = 1024
@@ -70,7 +70,7 @@ class ToolUseBlock(RequestFields):
 
 _CONTENT: Final = text_or("blocks")
 Texts: TypeAlias = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[list[TextBlock], Tag("~list")], _CONTENT
+    Annotated[str, Tag("~text")] | Annotated[Many[TextBlock], Tag("~list")], _CONTENT
 ]
 
 
@@ -116,7 +116,7 @@ Block: TypeAlias = Annotated[
     BeforeValidator(_known),
 ]
 Content: TypeAlias = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[list[Block], Tag("~list")], _CONTENT
+    Annotated[str, Tag("~text")] | Annotated[Many[Block], Tag("~list")], _CONTENT
 ]
 _OF_ROLE: Final = {
     "user": {"text", "tool_result"},
@@ -174,7 +174,7 @@ class Tool(RequestFields):
     """accepted; arguments are always streamed"""
     defer_loading: Annotated[bool, only(False)] = False
     """tools are told to the model at once"""
-    allowed_callers: Annotated[list[str], only(["direct"])] = Field(
+    allowed_callers: Annotated[Many[str], only(["direct"])] = Field(
         default_factory=lambda: ["direct"]
     )
     """the model calls"""
@@ -255,11 +255,11 @@ class CountTokensRequest(RequestFields):
 
     model: Annotated[str, Field(min_length=1)]
     """a name that `GET /v1/models` lists"""
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[Many[Message], Field(min_length=1)]
     """the turns so far"""
     system: Texts | None = None
     """the system message: a text or text blocks"""
-    tools: list[Tool] = Field(default_factory=list)
+    tools: Many[Tool] = Field(default_factory=list)
     """tools of the client's that may be called"""
     tool_choice: ToolChoice | None = None
     """of type `auto`, `any`, `tool` or `none`"""
@@ -318,7 +318,7 @@ class MessagesRequest(CountTokensRequest):
 
     max_tokens: Annotated[int, Field(ge=1)]
     """most tokens of the answer; thinking counts"""
-    stop_sequences: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
+    stop_sequences: Many[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
         default_factory=list, max_length=32
     )
     """texts that end the answer"""

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from protocol.generation import Structure
-from protocol.openai_fields import RequestFields, Unsupported, fault, moved, only
+from protocol.openai_fields import Many, RequestFields, Unsupported, fault, moved, only
 from protocol.openai_structure import structure_of
 from protocol.openai_tools import ToolUse, tool_use
 from protocol.response_items import Input, Item, MessageItem
@@ -43,7 +43,7 @@ class FunctionTool(RequestFields):
     """a schema of what the function gives"""
     defer_loading: Annotated[bool, only(False)] = False
     """tools are told to the model at once"""
-    allowed_callers: Annotated[list[str], only(["direct"])] = Field(
+    allowed_callers: Annotated[Many[str], only(["direct"])] = Field(
         default_factory=lambda: ["direct"]
     )
     """the model calls"""
@@ -109,7 +109,7 @@ class CreateResponse(RequestFields):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 0
     """alternatives at each position; needs `message.output_text.logprobs` in
     `include`"""
-    include: list[Annotated[str, only(LOGPROBS, "reasoning.encrypted_content")]] = Field(
+    include: Many[Annotated[str, only(LOGPROBS, "reasoning.encrypted_content")]] = Field(
         default_factory=list
     )
     """`message.output_text.logprobs`; `reasoning.encrypted_content` gives nothing, as reasoning is
@@ -118,7 +118,7 @@ class CreateResponse(RequestFields):
     """`format`, what the answer's text must be, and `verbosity`"""
     reasoning: ReasoningOptions = Field(default_factory=ReasoningOptions)
     """`effort`, and `summary`, which changes nothing"""
-    tools: list[FunctionTool] = Field(default_factory=list)
+    tools: Many[FunctionTool] = Field(default_factory=list)
     """functions that may be called, each of another name"""
     tool_choice: Any = "auto"
     """which of them: `auto`, `none`, `required`, a function, or several that are allowed"""

@@ -18,6 +18,7 @@ from protocol.openai_choices import check_choices
 from protocol.openai_fields import (
     Inputs,
     LogitBias,
+    Many,
     Needs,
     Penalty,
     RequestFields,
@@ -160,7 +161,7 @@ class GenerationFields(_Inert):
     """a signed 64-bit integer; same request and seed, same answer; random without one"""
     use_beam_search: Annotated[bool, Needs("beam_search", (False,))] = False
     """search for the `n` likeliest texts instead of sampling, with `n` beams (at most 16)"""
-    stop_token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
+    stop_token_ids: Many[Annotated[int, Field(ge=0, lt=2**31)]] = Field(
         default_factory=list, max_length=1024
     )
     """token ids that end the answer"""
@@ -246,7 +247,7 @@ class ChatCompletionRequest(GenerationFields):
     """which of them: `auto`, `none`, `required`, a function, or several that are allowed"""
     parallel_tool_calls: bool = True
     """whether an answer may have several calls; else the first one ends it"""
-    modalities: Annotated[list[str], only(["text"])] = Field(default_factory=lambda: ["text"])
+    modalities: Annotated[Many[str], only(["text"])] = Field(default_factory=lambda: ["text"])
     """answers are texts"""
     verbosity: Annotated[str, only("medium")] = "medium"
     """how long the answer is"""
@@ -398,7 +399,7 @@ class TokenCheckPrompt(RequestFields):
 class TokenCheckRequest(RequestFields):
     """POST /api/v1/token_check."""
 
-    prompts: Annotated[list[TokenCheckPrompt], Field(min_length=1, max_length=256)]
+    prompts: Annotated[Many[TokenCheckPrompt], Field(min_length=1, max_length=256)]
     """each with its model"""
 
 

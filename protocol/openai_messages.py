@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, Tag, model_validator
 
-from protocol.openai_fields import RequestFields, Unsupported, fault, text_or
+from protocol.openai_fields import Many, RequestFields, Unsupported, fault, text_or
 
 
 class ContentPart(RequestFields):
@@ -25,7 +25,7 @@ class ContentPart(RequestFields):
 
 
 Content: TypeAlias = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[list[ContentPart], Tag("~list"), Field(min_length=1)],
+    Annotated[str, Tag("~text")] | Annotated[Many[ContentPart], Tag("~list"), Field(min_length=1)],
     text_or("content parts"),
 ]
 
@@ -55,7 +55,7 @@ class ChatMessage(RequestFields):
     """a text, or parts that are joined by a line break; only the assistant's may be absent"""
     name: str | None = None
     """the speaker's name, for the template"""
-    tool_calls: list[PastToolCall] | None = None
+    tool_calls: Many[PastToolCall] | None = None
     """the calls that the assistant made, for the template"""
     tool_call_id: str | None = None
     """the call that a `tool` message answers, for the template"""
@@ -94,7 +94,7 @@ class ChatMessage(RequestFields):
         return "\n".join(part.text or part.refusal or "" for part in self.content)
 
 
-Messages: TypeAlias = Annotated[list[ChatMessage], Field(min_length=1)]
+Messages: TypeAlias = Annotated[Many[ChatMessage], Field(min_length=1)]
 TextOrMessages: TypeAlias = Annotated[
     Annotated[str, Tag("~text")] | Annotated[Messages, Tag("~list")],
     text_or("messages"),

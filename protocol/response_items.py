@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, TypeAdapter, model_validator
 
-from protocol.openai_fields import RequestFields, Unsupported, fault, only, text_or
+from protocol.openai_fields import Many, RequestFields, Unsupported, fault, only, text_or
 
 Status: TypeAlias = Literal["in_progress", "completed", "incomplete"]
 
@@ -39,7 +39,7 @@ class TextPart(RequestFields):
 
 
 Content: TypeAlias = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[list[TextPart], Tag("~list"), Field(min_length=1)],
+    Annotated[str, Tag("~text")] | Annotated[Many[TextPart], Tag("~list"), Field(min_length=1)],
     text_or("content parts"),
 ]
 
@@ -131,9 +131,9 @@ class ReasoningItem(RequestFields):
     """always `reasoning`"""
     id: str | None = None
     """accepted as it was answered; without effect"""
-    summary: list[SummaryText] = Field(default_factory=list)
+    summary: Many[SummaryText] = Field(default_factory=list)
     """kept, and not read"""
-    content: list[ReasoningText] = Field(default_factory=list)
+    content: Many[ReasoningText] = Field(default_factory=list)
     """what the model thought"""
     encrypted_content: Unsupported = None
     """reasoning that another server encrypted"""
@@ -191,11 +191,11 @@ Item: TypeAlias = Annotated[
     Discriminator(_tag),
     BeforeValidator(_known),
 ]
-ITEMS: Final[TypeAdapter[list[Item]]] = TypeAdapter(list[Item])
+ITEMS: Final[TypeAdapter[Many[Item]]] = TypeAdapter(list[Item])
 """Reads items that were stored."""
 
 
 Input: TypeAlias = Annotated[
-    Annotated[str, Tag("~text")] | Annotated[list[Item], Tag("~list"), Field(min_length=1)],
+    Annotated[str, Tag("~text")] | Annotated[Many[Item], Tag("~list"), Field(min_length=1)],
     text_or("items"),
 ]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, TypeAlias
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from protocol.openai_fields import MAX_INPUTS, Needs, RequestFields, WithoutEffect, fault
+from protocol.openai_fields import MAX_INPUTS, Many, Needs, RequestFields, WithoutEffect, fault
 from protocol.openai_messages import ChatMessage, Messages
 from protocol.openai_tools import tool_use
 
@@ -22,7 +22,7 @@ def _as_list(value: Any) -> Any:
 
 
 Texts: TypeAlias = Annotated[
-    list[Text],
+    Many[Text],
     BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
     Field(min_length=1, max_length=MAX_INPUTS),
 ]
@@ -88,7 +88,7 @@ class DetokenizationRequest(RequestFields):
 
     model: _Model
     """a name that `GET /v1/models` lists"""
-    tokens: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=MAX_TOKENS)]
+    tokens: Annotated[Many[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=MAX_TOKENS)]
     """token ids"""
 
 
@@ -154,7 +154,7 @@ class RerankRequest(RequestFields):
     query: Text
     """what to compare the documents with"""
     documents: Annotated[
-        list[
+        Many[
             Annotated[
                 RerankDocument,
                 BeforeValidator(_text_of, json_schema_input_type=str | RerankDocument),

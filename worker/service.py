@@ -392,14 +392,15 @@ class _Run:
 
     def done(self) -> Done:
         """The end of the request, and what is counted of it."""
+        # what goes on finds completion tokens in the cache, too
+        cached = min(self._cached_tokens, len(self._prompt.ids))
         self._metrics.request_s.observe(time.monotonic() - self._arrived)
         self._metrics.prefix_queries.inc(len(self._prompt.ids))
-        self._metrics.prefix_hits.inc(self._cached_tokens)
+        self._metrics.prefix_hits.inc(cached)
         return Done(
             prompt_tokens=len(self._prompt.ids),
             completion_tokens=sum(choice.num_tokens for choice in self._choices),
-            # what goes on finds completion tokens in the cache, too
-            cached_tokens=min(self._cached_tokens, len(self._prompt.ids)),
+            cached_tokens=cached,
             reasoning_tokens=sum(choice.reasoning_tokens for choice in self._choices),
         )
 

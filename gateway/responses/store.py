@@ -108,11 +108,15 @@ class ResponseStore:
 
     def item(self, tenant: str, item_id: str, now_s: float) -> dict[str, object] | None:
         """An item of a stored response."""
-        owner = self._owners.get((tenant, item_id))
-        found = self.get(tenant, owner, now_s) if owner is not None else None
+        found = self.holder(tenant, item_id, now_s)
         if found is None:
             return None
         return next((item for item in found.items() if item.get("id") == item_id), None)
+
+    def holder(self, tenant: str, item_id: str, now_s: float) -> StoredResponse | None:
+        """The stored response that has an item."""
+        owner = self._owners.get((tenant, item_id))
+        return self.get(tenant, owner, now_s) if owner is not None else None
 
     def delete(self, tenant: str, response_id: str, now_s: float) -> bool:
         """Whether it was there."""

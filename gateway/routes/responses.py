@@ -15,12 +15,13 @@ from gateway.blocks import encoded
 from gateway.openapi import body_of
 from gateway.responses.render import ResponseHead, ResponseRenderer
 from gateway.responses.store import StoredResponse
+from gateway.responses.stored_items import StoredItems
 from gateway.responses.translate import FIELD_NAMES, generate_request, listed, resolved
 from gateway.state import Gateway, admit, arrival_of, gateway_of, read
 from gateway.translate import check_room, renamed
 from protocol.create_response import CreateResponse
 from protocol.errors import TriremeError, quoted
-from protocol.response_items import ITEMS, Item
+from protocol.response_items import Item
 from protocol.response_object import DeletedResponse, InputItemList, ResponseObject
 from trireme.service.ids import short_id
 
@@ -44,12 +45,13 @@ async def create(request: Request) -> Response:
     admit(request, asked.model)
     record = gateway.view.snapshot.models.get(asked.model)
     check_room(asked.max_output_tokens, record, "max_output_tokens")
-    given = resolved(asked.items, lambda item_id: _stored_item(gateway, tenant, item_id))
+    stored = StoredItems(gateway.responses, tenant, gateway.settings.max_body_bytes)
+    given = resolved(asked.items, stored.item)
     head = ResponseHead(f"resp_{short_id()}", int(time.time()), asked)
     try:
         generate = generate_request(
             asked,
-            _before(gateway, tenant, asked.previous_response_id) + given,
+            stored.before(asked.previous_response_id) + given,
             request_id=f"{arrival.request_id}:{head.id}",
             deadline_s=arrival.deadline_s,
             cache_salt=tenant,
@@ -112,26 +114,6 @@ def _stored(request: Request, response_id: str) -> StoredResponse:
     if found is None:
         raise _not_found(response_id)
     return found
-
-
-def _stored_item(gateway: Gateway, tenant: str, item_id: str) -> Item | None:
-    found = gateway.responses.item(tenant, item_id, monotonic())
-    return ITEMS.validate_python([found])[0] if found is not None else None
-
-
-def _before(gateway: Gateway, tenant: str, response_id: str | None) -> list[Item]:
-    """The conversation that a request goes on from."""
-    if response_id is None:
-        return []
-    try:
-        chain = list(gateway.responses.chain(tenant, response_id, monotonic()))
-    except KeyError as missing:
-        shown = quoted(str(missing.args[0]))
-        message = f"Previous response with id '{shown}' not found."
-        raise TriremeError(
-            "previous_response_not_found", message, param="previous_response_id"
-        ) from None
-    return [item for one in reversed(chain) for item in ITEMS.validate_python(one.items())]
 
 
 def _keeper(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from copy import deepcopy
 from random import Random
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from gateway.body import parse
 from gateway.messages import translate as messages
@@ -18,6 +20,8 @@ from protocol.anthropic import MessagesRequest
 from protocol.create_response import CreateResponse
 from protocol.errors import TriremeError
 from protocol.generation import Started
+from protocol.openai import ChatCompletionRequest
+from protocol.texts import ScoringRequest
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
 RESPONSE: dict[str, Any] = {
@@ -136,3 +140,29 @@ def test_an_odd_body_is_taken_or_refused(body: dict[str, Any], take: Any) -> Non
             statuses.append(error.spec.status)
     assert set(statuses) == {400}
     assert 1000 < len(statuses) < 2000
+
+
+ONES = "[" + ",".join(["1"] * 300_000) + "]"
+LISTS: list[tuple[type[BaseModel], str]] = [
+    (CreateResponse, '{"model":"m","input":%s}'),
+    (CreateResponse, '{"model":"m","input":[{"role":"user","content":%s}]}'),
+    (CreateResponse, '{"model":"m","input":"x","include":%s}'),
+    (CreateResponse, '{"model":"m","input":"x","tools":%s}'),
+    (MessagesRequest, '{"model":"m","max_tokens":3,"messages":%s}'),
+    (MessagesRequest, '{"model":"m","max_tokens":3,"messages":[{"role":"user","content":%s}]}'),
+    (MessagesRequest, '{"model":"m","max_tokens":3,"messages":[],"system":%s}'),
+    (ChatCompletionRequest, '{"model":"m","messages":%s}'),
+    (ChatCompletionRequest, '{"model":"m","messages":[{"role":"user","content":%s}]}'),
+    (ChatCompletionRequest, '{"model":"m","messages":[{"role":"assistant","tool_calls":%s}]}'),
+    (ScoringRequest, '{"model":"m","text_1":"x","text_2":%s}'),
+]
+
+
+@pytest.mark.parametrize(("model", "body"), LISTS)
+def test_the_first_of_many_bad_items_is_enough(model: type[BaseModel], body: str) -> None:
+    """All errors of a list of 4 MiB would hold the gateway up for 20 seconds."""
+    whole = (body % ONES).encode()
+    began = time.process_time()
+    with pytest.raises(TriremeError):
+        parse(whole, model)
+    assert time.process_time() - began < 0.5

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from gateway.progress import Progress
 from protocol.errors import TriremeError
+from protocol.fleet import ModelRecord
 from protocol.generation import (
     Begun,
     Delta,
@@ -16,6 +17,7 @@ from protocol.generation import (
 )
 
 STARTED = Started(3, "w1", "d1", seed=7)
+RECORD = ModelRecord(name="m", digest="d1", context_length=128)
 REQUEST = GenerateRequest(request_id="r", model="m", prompt="x", sampling=SamplingParams(n=2))
 
 
@@ -28,28 +30,33 @@ def taken(*events: Event) -> Progress:
 def test_before_anything_the_request_is_sent_as_it_is() -> None:
     progress = Progress(REQUEST)
     assert progress.attempt() is REQUEST
-    assert progress.digest is None
+    assert progress.can_go_on(None)
     assert not progress.delivered
 
 
-def test_a_request_that_began_keeps_its_seed_and_says_it_began_once() -> None:
+def test_a_request_of_which_nothing_was_told_begins_anew_and_says_so_once() -> None:
     progress = taken(STARTED)
-    again = progress.attempt()
-    assert (again.sampling.seed, again.resume) == (7, None)
-    assert progress.digest is None, "any worker may begin"
+    assert progress.attempt() is REQUEST
+    assert progress.can_go_on(None), "any worker may begin"
     assert progress.take([Started(3, "w2", "d2", seed=7)]) == []
 
 
 def test_the_next_worker_gets_the_tokens_so_far() -> None:
-    progress = taken(
+    progress = Progress(REQUEST)
+    progress.begin(RECORD)
+    for event in (
         STARTED,
         Delta(0, 0, [5, 6], "ab"),
         Delta(1, 0, [8], "x", finish_reason="stop"),
         Delta(0, 2, [7], "c"),
-    )
+    ):
+        assert progress.take([event]) == [event]
     again = progress.attempt()
     assert again.resume == [Begun(ids=[5, 6, 7]), Begun(ids=[8], ended=True)]
-    assert progress.digest == "d1"
+    assert again.sampling.seed == 7
+    assert progress.can_go_on(RECORD)
+    for other in ({"digest": "d2"}, {"context_length": 64}):
+        assert not progress.can_go_on(RECORD.model_copy(update=other))
     assert progress.num_tokens == 4
     follow = [Delta(0, 3, [9], "d", finish_reason="length"), Done(3, 5)]
     assert progress.take([Started(3, "w2", "d1", seed=7), *follow]) == follow

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 from worker.engine.protocol import ModelLoadError
 
+_LONG_CHARS = 8192
+
 
 class TokenStream(Protocol):
     """Ids in, text out; a token that ends in the middle of a character gives its text later."""
@@ -125,7 +127,13 @@ class HFTokenizer:
         self, text: str, *, plain: bool = False, add_special_tokens: bool = False
     ) -> list[int]:
         backend = self._plain if plain else self._backend
-        ids: list[int] = backend.encode(text, add_special_tokens=add_special_tokens).ids
+        ids: list[int]
+        if len(text) > _LONG_CHARS:
+            # a batch lets go of the interpreter's lock; a text alone would hold up every thread
+            [found] = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            ids = found.ids
+        else:
+            ids = backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def encode(self, text: str, *, add_special_tokens: bool, as_text: bool = False) -> list[int]:
