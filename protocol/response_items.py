@@ -99,7 +99,7 @@ class FunctionCallOutputItem(RequestFields):
     output: Content
     """a text, or parts"""
     name: str | None = None
-    """of the function; without effect"""
+    """of the function, for the template"""
     id: str | None = None
     """accepted as it was answered; without effect"""
     status: Status | None = None
