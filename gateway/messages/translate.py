@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -70,13 +72,12 @@ def _turns(asked: CountTokensRequest) -> list[dict[str, Any]]:
     """Chat messages; those of one role that follow each other are one, as Anthropic has it."""
     turns = [{"role": "system", "content": _text(asked.system)}] if asked.system else []
     for message in asked.messages:
-        for turn in _of_message(message.role, message.blocks):
-            before = turns[-1] if turns else None
-            if before is not None and before["role"] == turn["role"] != "tool":
-                _join(before, turn)
-            else:
-                turns.append(turn)
-    return turns
+        turns += _of_message(message.role, message.blocks)
+    found: list[dict[str, Any]] = []
+    for role, group in groupby(turns, key=itemgetter("role")):
+        same = list(group)
+        found += same if role == "tool" else [_joined(same)]
+    return found
 
 
 def _of_message(role: str, blocks: Iterable[Block]) -> Iterable[dict[str, Any]]:
@@ -105,12 +106,17 @@ def _of_message(role: str, blocks: Iterable[Block]) -> Iterable[dict[str, Any]]:
     yield turn
 
 
-def _join(before: dict[str, Any], turn: Mapping[str, Any]) -> None:
+def _joined(turns: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Turns of one role as one, joined at once, as there may be very many."""
+    whole = dict(turns[0])
+    if len(turns) == 1:
+        return whole
     for name in ("content", "reasoning_content"):
-        if turn.get(name):
-            before[name] = "\n".join(filter(None, (before.get(name), turn[name])))
-    if calls := turn.get("tool_calls"):
-        before["tool_calls"] = before.get("tool_calls", []) + calls
+        if texts := [turn[name] for turn in turns if turn.get(name)]:
+            whole[name] = "\n".join(texts)
+    if calls := [call for turn in turns for call in turn.get("tool_calls", ())]:
+        whole["tool_calls"] = calls
+    return whole
 
 
 def _call(block: ToolUseBlock) -> dict[str, Any]:

@@ -117,16 +117,17 @@ def _part(part: TextPart) -> dict[str, Any]:
 def _turns(items: Iterable[Item], instructions: str | None) -> list[dict[str, Any]]:
     """Chat messages: an answer's reasoning, text and calls are one; instructions come first."""
     turns: list[dict[str, Any]] = []
-    if instructions:
-        turns.append({"role": "system", "content": instructions})
+    system = [instructions] if instructions else []
+    if system:
+        turns.append({"role": "system", "content": ""})
     called: set[str] = set()
     for item in items:
         match item:
             case MessageItem(role="assistant"):
                 _add_line(_answer(turns), "content", text_of(item.content))
-            case MessageItem(role="system" | "developer") if len(turns) == 1 and instructions:
+            case MessageItem(role="system" | "developer") if len(turns) == 1 and system:
                 # many templates take one system message, at the start
-                turns[0]["content"] += "\n\n" + text_of(item.content)
+                system.append(text_of(item.content))
             case MessageItem():
                 turns.append({"role": item.role, "content": text_of(item.content)})
             case ReasoningItem():
@@ -144,18 +145,28 @@ def _turns(items: Iterable[Item], instructions: str | None) -> list[dict[str, An
                     message = f"No tool call found for function call output with call_id {shown}."
                     raise TriremeError("invalid_request", message, param="input")
                 turns.append(_result(item))
-    return turns
+    if system:
+        turns[0]["content"] = "\n\n".join(system)
+    return [{name: _joined(value) for name, value in turn.items()} for turn in turns]
 
 
 def _answer(turns: list[dict[str, Any]]) -> dict[str, Any]:
     """The assistant's turn that is going on, or a new one."""
     if not turns or turns[-1]["role"] != "assistant":
-        turns.append({"role": "assistant", "content": ""})
+        turns.append({"role": "assistant", "content": _Lines()})
     return turns[-1]
 
 
+class _Lines(list[str]):
+    """Lines of a text to be; joined once, as a turn may have very many."""
+
+
 def _add_line(turn: dict[str, Any], field: str, text: str) -> None:
-    turn[field] = f"{turn[field]}\n{text}" if turn.get(field) else text
+    turn.setdefault(field, _Lines()).append(text)
+
+
+def _joined(value: Any) -> Any:
+    return "\n".join(filter(None, value)) if isinstance(value, _Lines) else value
 
 
 def _result(item: FunctionCallOutputItem) -> dict[str, Any]:
