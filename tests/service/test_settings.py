@@ -164,5 +164,8 @@ def test_help_shows_defaults_and_ends_with_0(capsys: pytest.CaptureFixture[str])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert "A tier for tests." in shown
-    assert "--model-names" in shown
-    assert "4321" in shown
+    assert "--model-names a,b" in shown
+    assert "(default: 4321)" in shown
+    assert "TRIREME_SAMPLE_LOG_LEVEL" in shown
+    for word in ("tuple", "null", "()"):
+        assert word not in shown

@@ -9,13 +9,15 @@ import ipaddress
 import json
 import os
 import sys
-from collections.abc import Sequence
+from argparse import Action, ArgumentParser
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
+    CliSettingsSource,
     InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
@@ -152,12 +154,52 @@ def _refuse_empty_values(args: Sequence[str]) -> None:
             raise SettingsError(f"{before} is empty")
 
 
+def _placeholder(annotation: Any) -> str | None:
+    """What stands for a flag's value in the help; None where argparse says it better."""
+    kinds = [kind for kind in get_args(annotation) or (annotation,) if kind is not type(None)]
+    if get_origin(annotation) is tuple:
+        return "a,b"
+    if bool in kinds or get_origin(annotation) is Literal:
+        return None
+    return {int: "N", float: "NUMBER", Path: "PATH"}.get(kinds[0], "TEXT")
+
+
+def _default_words(default: object) -> str:
+    """The default for people: nothing where there is none."""
+    if default is None or default is False or default in ("", ()):
+        return ""
+    if isinstance(default, float):
+        return f" (default: {default:g})"
+    words = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return f" (default: {words})"
+
+
+def _for_people(cls: type[BaseSettings]) -> Callable[..., Action]:
+    """How flags are added to the parser: their help as a person would write it."""
+
+    def add_argument(parser: ArgumentParser, *names: str, **given: Any) -> Action:
+        field = cls.model_fields.get(given.get("dest", ""))
+        if field is not None:
+            words = f"{field.description}{_default_words(field.default)}"
+            given["help"] = words.replace("%", "%%")
+            if given.get("metavar") and (placeholder := _placeholder(field.annotation)):
+                given["metavar"] = placeholder
+        return parser.add_argument(*names, **given)
+
+    return add_argument
+
+
 def load_settings(cls: type[_Settings], argv: Sequence[str] | None = None) -> _Settings:
     """Settings from flags and environment; bad ones end the process with one line and code 2."""
     try:
         args = list(sys.argv[1:] if argv is None else argv)
         _refuse_empty_values(args)
-        return cls(_cli_parse_args=args)
+        prefix = cls.model_config["env_prefix"]
+        flags = CliSettingsSource[Any](cls, add_argument_method=_for_people(cls))
+        flags.root_parser.epilog = (
+            f"Each flag has an environment name: --log-level is {prefix}LOG_LEVEL. A flag beats it."
+        )
+        return cls(_cli_settings_source=flags(args=args))
     except ValidationError as error:
         first = error.errors()[0]
         flag = "".join(f"--{str(part).replace('_', '-')}: " for part in first["loc"][:1])
