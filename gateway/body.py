@@ -36,6 +36,14 @@ _ANSWER_CHANGING: Final = frozenset(
 )
 """Unknown fields that are refused even when the gateway is lenient."""
 
+_NOW_CALLED: Final = {
+    "guided_choice": "structured_outputs.choice",
+    "guided_grammar": "structured_outputs.grammar",
+    "guided_json": "structured_outputs.json",
+    "guided_regex": "structured_outputs.regex",
+}
+"""Fields of other servers that have another name here."""
+
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """The whole JSON body.
@@ -159,7 +167,8 @@ def _message(code: str, param: str | None, details: ErrorDetails, context: dict[
     if code == "missing_required_parameter":
         return f"Missing required parameter: '{param}'."
     if code == "unknown_parameter" and not context.get("message"):
-        return f"Unknown parameter: '{quoted(param)}'."
+        instead = f" Use '{_NOW_CALLED[param]}'." if param in _NOW_CALLED else ""
+        return f"Unknown parameter: '{quoted(param)}'.{instead}"
     if "message" in context:
         lead = {
             "invalid_type": f"Invalid type for '{param}': ",

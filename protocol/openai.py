@@ -142,7 +142,7 @@ class GenerationFields(_Inert):
     n: Annotated[int, Field(ge=1, le=128)] = 1
     """answers to each prompt"""
     stop: Stops = Field(default_factory=list)
-    """a text or several; the earliest match in the answer ends it"""
+    """a text or several; the earliest match in the answer, reasoning included, ends it"""
     stream: bool = False
     """answer in pieces, as server-sent events"""
     stream_options: StreamOptions | None = None

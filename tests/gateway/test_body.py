@@ -473,7 +473,9 @@ def test_a_schema_that_is_too_deep_to_be_read_is_named(name: str) -> None:
 
 def test_lenient_drops_what_changes_nothing() -> None:
     assert read("chat", {"foo": 1, "cache": {"ttl": 3}}, lenient=True).model == "m"
-    assert refused("chat", {"guided_json": {}}, lenient=True).code == UNKNOWN
+    guided = refused("chat", {"guided_json": {}}, lenient=True)
+    assert guided.code == UNKNOWN
+    assert guided.message.endswith("Use 'structured_outputs.json'.")
     assert refused("chat", {"store": True}, lenient=True).code == UNSUPPORTED
 
 
