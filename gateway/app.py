@@ -85,6 +85,7 @@ def create_app(
             def changed() -> None:
                 breakers.keep(view.snapshot.workers)
                 fastchat.keep(worker.address for worker in view.snapshot.workers.values())
+                dispatcher.fleet_changed()
 
             dispatcher = Dispatcher(
                 view,
@@ -92,6 +93,7 @@ def create_app(
                 POLICIES[settings.routing],
                 metrics,
                 breakers=breakers,
+                restart_wait_s=settings.restart_wait_s,
                 rng=Random(),
             )
             responses = ResponseStore(

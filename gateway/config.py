@@ -70,6 +70,13 @@ class GatewaySettings(TierSettings):
     stall_timeout_s: float = Field(
         120.0, gt=0, allow_inf_nan=False, description="longest pause inside a worker's answer"
     )
+    restart_wait_s: float = Field(
+        30.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds that a begun request waits for its worker's engine to be restarted, "
+        "when no other worker can go on with it",
+    )
     stored_responses: int = Field(
         10_000, ge=0, description="responses kept for previous_response_id; 0 keeps none"
     )

@@ -7,6 +7,7 @@ Whatever was acquired is released in `finally`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
@@ -77,6 +78,8 @@ class Dispatcher:
         clients: by the wire that a worker speaks.
         policy: orders the candidates.
         rng: its randomness.
+        restart_wait_s: how long a request that lost its worker's engine waits for the next one,
+            when no other worker can go on.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Dispatcher:
         *,
         breakers: Breakers,
         rng: Random,
+        restart_wait_s: float = 30.0,
     ) -> None:
         self.in_flight = InFlight()
         self._view = view
@@ -96,10 +100,18 @@ class Dispatcher:
         self._metrics = metrics
         self._breakers = breakers
         self._rng = rng
+        self._restart_wait_s = restart_wait_s
+        self._waiting: set[asyncio.Future[None]] = set()
         self._prefixes = PrefixIndex()
         self._groups: dict[tuple[str, Capability | None], Group] = {}
         self._groups_of = view.snapshot
         self._budget = RetryBudget()
+
+    def fleet_changed(self) -> None:
+        """The view has another snapshot: whoever waits for a worker looks again."""
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(None)
 
     def check_model(self, model: str) -> None:
         """Raises `model_not_found`, or `no_worker` for a known model that nobody serves now."""
@@ -174,10 +186,15 @@ class Dispatcher:
         retry = _Retry(self._budget, self._metrics, request.model)
         progress = Progress(request)
         while True:
-            worker = self._choose(request, prefix, tokens, retry, progress)
             left_s = limit_s - (monotonic() - begun) if limit_s is not None else None
             if left_s is not None and left_s <= 0:
-                raise TriremeError("deadline_exceeded", "The request took too long.")
+                raise _too_late(limit_s)
+            try:
+                worker = self._choose(request, prefix, tokens, retry, progress)
+            except TriremeError:
+                if await self._another_fleet(request.model, retry, left_s):
+                    continue
+                raise
             progress.begin(worker.model(request.model))
             fenced = _attempt(progress.attempt(), worker, retry.tries, left_s)
             stream = self._clients[worker.wire].generate(worker, fenced)
@@ -206,7 +223,7 @@ class Dispatcher:
         retry: _Retry,
         progress: Progress,
     ) -> WorkerRecord:
-        group = self._candidates(request.model, retry.tried, _capability(request))
+        group = self._candidates(request.model, retry, _capability(request))
         if needs_native(request):
             group = _native(group)
         if progress.delivered:
@@ -239,15 +256,17 @@ class Dispatcher:
         begun = monotonic()
         retry = _Retry(self._budget, self._metrics, model)
         while True:
-            group = self._candidates(model, retry.tried, capability)
+            left_s = timeout_s - (monotonic() - begun)
+            if left_s <= 0:
+                raise _too_late(timeout_s)
+            group = self._candidates(model, retry, capability)
             if native:
                 group = _native(group)
             if not group.workers:
+                if await self._another_fleet(model, retry, left_s):
+                    continue
                 raise retry.last or _no_worker(model)
             worker = self._policy(Query(group, tokens, self.in_flight.unreported), self._rng)
-            left_s = timeout_s - (monotonic() - begun)
-            if left_s <= 0:
-                raise TriremeError("deadline_exceeded", "The request took too long.")
             try:
                 with self._lend(worker, tokens) as breaker:
                     answer = await ask(worker, left_s)
@@ -258,7 +277,37 @@ class Dispatcher:
 
     # ---- candidates -----------------------------------------------------------------------------
 
-    def _candidates(self, model: str, tried: set[str], capability: Capability | None) -> Group:
+    async def _another_fleet(self, model: str, retry: _Retry, left_s: float | None) -> bool:
+        """Wait for the next snapshot of the fleet, where one may have an engine that is restarted.
+
+        Returns:
+            False when there is no such hope, or no time left to wait.
+        """
+        if retry.last is None or not self._restarting(model, retry.last):
+            return False
+        now_s = monotonic()
+        retry.waits_until_s = retry.waits_until_s or now_s + self._restart_wait_s
+        patience_s = retry.waits_until_s - now_s
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.add(turn)
+        try:
+            async with asyncio.timeout(min(patience_s, left_s or patience_s)):
+                await turn
+        except TimeoutError:
+            return left_s is not None and left_s < patience_s
+        finally:
+            self._waiting.discard(turn)
+        return True
+
+    def _restarting(self, model: str, last: TriremeError) -> bool:
+        """Whether a worker of the model has lost its engine and is alive itself."""
+        workers = self._view.snapshot.workers.values()
+        found = [worker for worker in workers if worker.model(model) is not None]
+        if last.code == "engine_dead" and found:
+            return True
+        return any(worker.state == "failed" for worker in found)
+
+    def _candidates(self, model: str, retry: _Retry, capability: Capability | None) -> Group:
         """Ready workers that were not tried yet; ejected ones only when there is no other, and
         those that failed a moment ago only when there is none better."""
         able = self._able(model, capability)
@@ -268,7 +317,7 @@ class Dispatcher:
             message = f"The model `{quoted(model)}` does not do {capability}."
             raise TriremeError("unsupported_by_model", message, param="model")
         now_s = monotonic()
-        untried = _without(able, tried, or_none=True)
+        untried = _without(able, retry.tried(able), or_none=True)
         admitted = _without(untried, self._breakers.ejected(able.by_id.keys(), now_s))
         return _without(admitted, self._breakers.set_aside(now_s))
 
@@ -304,14 +353,24 @@ class _Retry:
     """What went wrong with one request so far, and whether it may go on."""
 
     def __init__(self, budget: RetryBudget, metrics: GatewayMetrics, model: str) -> None:
-        self.tried: set[str] = set()
         self.tries = 0
+        self.waits_until_s = 0.0
         self.last: TriremeError | None = None
+        self._tried: dict[str, int] = {}
         self._deaths = 0
         self._budget = budget
         self._metrics = metrics
         self._model = model
         budget.earn()
+
+    def tried(self, group: Group) -> list[str]:
+        """Workers of the group that had the request; not those with a new engine since."""
+        found = group.by_id
+        return [
+            id_
+            for id_, at in self._tried.items()
+            if id_ in found and found[id_].engine_starts <= at
+        ]
 
     def note(
         self, worker: WorkerRecord, error: TriremeError, progress: Progress | None = None
@@ -319,7 +378,7 @@ class _Retry:
         """Return when the request may go to another worker, else raise what the client gets."""
         delivered = progress is not None and progress.delivered
         resumable = worker.wire == "native" and progress is not None and progress.resumable
-        self.tried.add(worker.instance_id)
+        self._tried[worker.instance_id] = worker.engine_starts
         self.tries += 1
         self.last = error
         log.info("worker %s failed a request: %r", worker.instance_id, error)
@@ -350,6 +409,10 @@ def _attempt(
             **_fence(worker, request.model),
         }
     )
+
+
+def _too_late(limit_s: float | None) -> TriremeError:
+    return TriremeError("deadline_exceeded", f"The request was not finished within {limit_s:g} s.")
 
 
 def _fence(worker: WorkerRecord, model: str) -> dict[str, str | None]:

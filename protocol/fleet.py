@@ -87,6 +87,7 @@ class WorkerRecord(_Record):
             other's incarnation + 1.
         address: base URL, scheme, host and port only.
         engine_step: counts engine steps; it stands still when the engine is stuck.
+        engine_starts: how often its engine became ready: more tell that one was restarted.
         busy: whether the engine has work: a still counter means trouble only then.
         ttl_ms: the lease it asks for; 0 takes the controller's default.
         speed, queue_length: the FastChat wire's numbers.
@@ -100,6 +101,7 @@ class WorkerRecord(_Record):
     state: WorkerState = "ready"
     load: Load = Load()
     engine_step: Annotated[int, Field(ge=0)] = 0
+    engine_starts: Annotated[int, Field(ge=0)] = 0
     busy: bool = False
     ttl_ms: Annotated[int, Field(ge=0, le=3_600_000)] = 0
     wire: Wire = "native"

@@ -73,6 +73,7 @@ class Reporter:
                 capacity=capacity,
             ),
             engine_step=load.step,
+            engine_starts=runtime.engine_starts,
             busy=load.busy,
             queue_length=load.running + load.waiting + queued,
         )

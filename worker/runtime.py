@@ -83,6 +83,7 @@ class Runtime:
     Attributes:
         instance_id: 128 random bits in hex, new with every process.
         restarts: engine restarts so far.
+        engine_starts: how often an engine became ready.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Runtime:
         self.settings = settings
         self.instance_id = secrets.token_hex(16)
         self.restarts = 0
+        self.engine_starts = 0
         self._exit_request = exit_request
         self._clock = clock
         self._listeners: list[Callable[[], None]] = []
@@ -306,6 +308,7 @@ class Runtime:
         if info.grammars:
             engine.use_tokenizer(text.tokenizer.described)
         self._ready = Ready(engine, info, text, admission)
+        self.engine_starts += 1
         self._enter_state("ready", "")
         log.info(
             "serving %s: engine %s, context %d, %s %s",

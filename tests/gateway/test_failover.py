@@ -325,3 +325,40 @@ async def test_a_worker_that_talks_nonsense_is_left(
         await until(lambda: "w1" in s.app.state.gateway.view.snapshot.workers)
         for _ in range(6):
             assert (await ask(http, s))[0] == 200
+
+
+@pytest.mark.parametrize("sent", [1, 3], ids=["before the first token", "in the middle"])
+async def test_a_lone_worker_goes_on_when_its_engine_is_back(
+    http: aiohttp.ClientSession, sent: int
+) -> None:
+    """It says so by its record; until then nobody is asked."""
+    worker = FakeWorker("w1", fail_after=(sent, TriremeError("engine_dead", "killed")))
+    async with stack(worker) as s:
+        asked = asyncio.create_task(ask(http, s, stream=True))
+        await until(lambda: worker.requests)
+        [ready] = s.controller.workers
+        s.controller.set(ready.model_copy(update={"state": "failed"}))
+        worker.fail_after = None
+        await asyncio.sleep(0.1)
+        assert len(worker.requests) == 1
+        s.controller.set(ready.model_copy(update={"engine_starts": 2}))
+        status, events = await asked
+        assert (status, text_of(events), events[-1]) == (200, TEXT, b"[DONE]")
+        assert len(worker.requests) == 2
+
+
+async def test_the_wait_for_an_engine_is_bounded(http: aiohttp.ClientSession) -> None:
+    worker = FakeWorker("w1", fail_after=(3, TriremeError("engine_dead", "killed")))
+    async with stack(worker, restart_wait_s=0.2) as s:
+        begun = time.monotonic()
+        _, events = await ask(http, s, stream=True)
+        assert events[-1]["error"]["code"] == "worker_lost"
+        assert 0.2 < time.monotonic() - begun < 2
+        assert len(worker.requests) == 1
+
+
+async def test_the_wait_for_an_engine_ends_with_the_deadline(http: aiohttp.ClientSession) -> None:
+    worker = FakeWorker("w1", fail_after=(1, TriremeError("engine_dead", "killed")))
+    async with stack(worker, request_timeout_s=0.2) as s:
+        status, answer = await ask(http, s)
+        assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")

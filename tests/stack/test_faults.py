@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -191,3 +193,31 @@ def test_every_tier_leaves_with_0_on_sigterm(stack: Stack) -> None:
     assert stack.gateway.stop() == 0
     assert worker.stop() == 0
     assert stack.controller.stop() == 0
+
+
+def test_an_engine_killed_under_a_lone_worker_is_waited_for(stack: Stack) -> None:
+    """The answer goes on in the next engine of the same worker, token for token."""
+    worker = stack.add_worker()
+    stack.wait_serving()
+    body = {
+        "model": httpx.get(f"{stack.gateway.url}/v1/models").json()["data"][0]["id"],
+        "messages": CHAT["messages"],
+        "temperature": 1.0,
+        "seed": 5,
+        "max_tokens": 600,
+        "ignore_eos": True,
+    }
+    expected = stack.post("/v1/chat/completions", body)
+    found: list[httpx.Response] = []
+    asking = threading.Thread(target=lambda: found.append(stack.post("/v1/chat/completions", body)))
+    asking.start()
+    while worker.metric("vllm:generation_tokens_total") < 700:
+        time.sleep(0.02)
+    pid = worker.process.pid
+    [engine] = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    os.kill(int(engine), signal.SIGKILL)
+    asking.join(60)
+    [answer] = found
+    assert text_of(answer) == text_of(expected)
+    assert answer.json()["usage"] == expected.json()["usage"]
+    assert worker.process.poll() is None
