@@ -69,7 +69,9 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        timeouts = Timeouts(settings.first_event_timeout_s, settings.stall_timeout_s)
+        timeouts = Timeouts(
+            settings.first_event_timeout_s, settings.stall_timeout_s, settings.silence_timeout_s
+        )
         async with open_session() as session:
 
             def alive(worker: WorkerRecord) -> bool:

@@ -70,6 +70,13 @@ class GatewaySettings(TierSettings):
     stall_timeout_s: float = Field(
         120.0, gt=0, allow_inf_nan=False, description="longest pause inside a worker's answer"
     )
+    silence_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="longest silence of a worker's connection, on which it shows every 2 s that "
+        "it lives",
+    )
     restart_wait_s: float = Field(
         30.0,
         ge=0,

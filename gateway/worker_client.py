@@ -54,10 +54,14 @@ _OURS_NOT_THE_CLIENTS: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Bounds in seconds: to be admitted, between two events of an answer."""
+    """Bounds in seconds: to be admitted, between two events of an answer, and of silence.
+
+    A native worker that has no event to send shows every two seconds that it lives.
+    """
 
     first_event_s: float
     stall_s: float
+    silence_s: float
 
 
 class WorkerClient(Protocol):
@@ -216,22 +220,27 @@ class NativeClient:
             worker, "/native/generate", _json(request), timeouts.first_event_s, deadline
         )
         running = False
+        quiet_since: float | None = None
         with await opened as reply:
+            reply.be_patient(timeouts.silence_s)
             async for chunk in reply:
                 events = _events(splitter, chunk)
                 if not events:
+                    # an admitted request may wait in the queue; a running one may not pause long
+                    now = asyncio.get_running_loop().time()
+                    quiet_since = quiet_since or now
+                    if running and now - quiet_since >= timeouts.stall_s:
+                        raise TriremeError("worker_timeout", "The worker's answer has stalled.")
                     continue
+                quiet_since = None
                 last = events[-1]
                 if isinstance(last, Done | Failed):
                     reply.enough()
                     yield events
                     return
-                # an admitted request may wait in the queue; a running one may not pause long
-                if isinstance(last, Started):
-                    reply.be_patient(float("inf"))
-                elif not running:
+                if not running and not isinstance(last, Started):
                     running = True
-                    reply.be_patient(timeouts.stall_s)
+                    reply.be_patient(min(timeouts.silence_s, timeouts.stall_s))
                 yield events
         raise TriremeError("worker_lost", "The worker's answer ended early.")
 

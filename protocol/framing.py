@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 NEWLINE: Final = b"\n"
+NATIVE_PING: Final = NEWLINE
+"""An empty frame: what a worker sends when it has nothing to tell, so that it is known to live."""
+NATIVE_PING_S: Final = 2.0
 NUL: Final = b"\0"
 SSE_DONE: Final = b"data: [DONE]\n\n"
 SSE_PING: Final = b": ping\n\n"

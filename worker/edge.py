@@ -21,13 +21,19 @@ SEND_TIMEOUT_S: Final = 30.0
 _Item = TypeVar("_Item")
 
 
-def streamed(pieces: AsyncGenerator[bytes, None], media_type: str) -> ByteStream:
-    """The response that sends these pieces, and closes their generator whatever happens."""
+def streamed(
+    pieces: AsyncGenerator[bytes, None], media_type: str, *, ping: bytes = b"", ping_s: float = 0.0
+) -> ByteStream:
+    """The response that sends these pieces, and closes their generator whatever happens.
+
+    Args:
+        ping: sent after `ping_s` seconds without a piece; empty sends nothing.
+    """
 
     def stuck() -> None:
         log.warning("cut off a client that read nothing for %g s", SEND_TIMEOUT_S)
 
-    patience = Patience(SEND_TIMEOUT_S, tick_s=min(1.0, SEND_TIMEOUT_S))
+    patience = Patience(SEND_TIMEOUT_S, ping=ping, ping_s=ping_s, tick_s=min(1.0, SEND_TIMEOUT_S))
     headers = {"Cache-Control": "no-cache"}
     return ByteStream(pieces, media_type, patience, headers=headers, stuck=stuck)
 

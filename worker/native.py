@@ -18,6 +18,7 @@ from contextlib import aclosing
 from fastapi import APIRouter, Request, Response
 
 from protocol.fleet import WorkerRecord
+from protocol.framing import NATIVE_PING, NATIVE_PING_S
 from protocol.generation import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -68,7 +69,7 @@ def native_router(
         if isinstance(first[0], Failed):
             await batches.aclose()
             raise first[0].error()
-        return streamed(_lines(first, batches), NDJSON)
+        return streamed(_lines(first, batches), NDJSON, ping=NATIVE_PING, ping_s=NATIVE_PING_S)
 
     @router.post("/native/embed", openapi_extra=body_of(EmbedRequest), response_model=EmbedResponse)
     async def embed(request: Request) -> Response:

@@ -362,3 +362,14 @@ async def test_the_wait_for_an_engine_ends_with_the_deadline(http: aiohttp.Clien
     async with stack(worker, request_timeout_s=0.2) as s:
         status, answer = await ask(http, s)
         assert (status, answer["error"]["code"]) == (504, "deadline_exceeded")
+
+
+@pytest.mark.parametrize("sent", [1, 3], ids=["queued", "in the middle"])
+async def test_a_worker_that_falls_silent_is_left(http: aiohttp.ClientSession, sent: int) -> None:
+    """As behind a cut cable: no reset, no heartbeat missed at the controller yet."""
+    async with stack(
+        FakeWorker("w1", hang_after=sent), FakeWorker("w2"), silence_timeout_s=0.3
+    ) as s:
+        while not s.workers[0].requests:
+            status, events = await ask(http, s, stream=True)
+        assert (status, text_of(events), events[-1]) == (200, TEXT, b"[DONE]")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from protocol.generation import Delta, Done
-from worker import service
+from worker import native, service
 from worker.engine.protocol import Job, StepOutput
 
 ALIVE = Delta(0, 0, [], "")
@@ -49,3 +49,15 @@ async def test_a_search_shows_that_it_goes_on(
     _started, *events = await worker.events(prompt="abcd", sampling=sampling)
     answer = Delta(0, 0, [104, 105], "hi", finish_reason="length")
     assert events == [*[ALIVE] * signs, answer, Done(4, 2, cached_tokens=3)]
+
+
+async def test_a_stream_with_nothing_to_tell_shows_that_it_lives(
+    start_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Empty lines, which are no events: a gateway tells a slow worker from a cut cable."""
+    monkeypatch.setattr(native, "NATIVE_PING_S", 0.5)
+    worker = await start_worker(sim_tokens=1, sim_ttft_ms=1600)
+    body = {"request_id": "r", "model": "sim", "prompt": "x"}
+    async with worker.http.post(worker.url + "/native/generate", json=body) as answer:
+        _started, *between, _delta, _done = [line async for line in answer.content]
+    assert between == [b"\n"]
