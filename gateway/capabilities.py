@@ -15,6 +15,8 @@ from pydantic import BaseModel
 
 from gateway.fastchat_client import NATIVE_ONLY, TEXTS_ONLY
 from gateway.fleet_view import Snapshot
+from protocol.anthropic import MessagesRequest
+from protocol.create_response import CreateResponse
 from protocol.fleet import Capability, Feature, ModelRecord, WorkerRecord
 from protocol.openai import ChatCompletionRequest, CompletionRequest, EmbeddingsRequest
 from protocol.openai_fields import Needs, Only, Refused, RequestFields, WithoutEffect
@@ -50,6 +52,8 @@ OPERATIONS: Final[Mapping[str, Operation]] = MappingProxyType(
         "chat": Operation("/v1/chat/completions", ChatCompletionRequest, "chat"),
         "completions": Operation("/v1/completions", CompletionRequest, "completions"),
         "embeddings": Operation("/v1/embeddings", EmbeddingsRequest, "embeddings"),
+        "responses": Operation("/v1/responses", CreateResponse, "chat"),
+        "messages": Operation("/v1/messages", MessagesRequest, "chat"),
         "score": Operation("/v1/score", ScoringRequest, "score", native=True),
         "rerank": Operation("/v1/rerank", RerankRequest, "score", native=True),
         "tokenize": Operation("/tokenize", TokenizationRequest, None, native=True),

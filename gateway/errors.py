@@ -65,7 +65,10 @@ def anthropic_error_body(error: TriremeError) -> dict[str, Any]:
     kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     if error.code in _OVERLOADS:
         kind = "overloaded_error"
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    message = error.message
+    if error.param and error.param not in message:
+        message = f"{error.param}: {message}"
+    return {"type": "error", "error": {"type": kind, "message": message}}
 
 
 def named_field(param: str) -> str:

@@ -55,10 +55,6 @@ def _differs(name: str, request: GenerateRequest) -> bool:
     return bool(getattr(request.sampling, name) != getattr(_PLAIN, name))
 
 
-def _holds_to(param: str, request: GenerateRequest) -> bool:
-    return request.structure is not None and request.structure.param == param
-
-
 _NEEDS_NATIVE: Final[Mapping[str, Callable[[GenerateRequest], object]]] = MappingProxyType(
     {
         **{
@@ -75,8 +71,6 @@ _NEEDS_NATIVE: Final[Mapping[str, Callable[[GenerateRequest], object]]] = Mappin
         "suffix": lambda one: one.suffix is not None,
         "priority": lambda one: one.priority,
         "tools": lambda one: one.tools,
-        "response_format": partial(_holds_to, "response_format"),
-        "structured_outputs": partial(_holds_to, "structured_outputs"),
         "chat_template_kwargs": lambda one: one.chat_template_kwargs,
         "reasoning_effort": lambda one: one.reasoning_effort not in (None, "none"),
         "thinking": lambda one: one.thinking,
@@ -84,7 +78,13 @@ _NEEDS_NATIVE: Final[Mapping[str, Callable[[GenerateRequest], object]]] = Mappin
 )
 """Whether a request has something in that field that FastChat's wire cannot carry."""
 
-NATIVE_ONLY: Final = frozenset({*_NEEDS_NATIVE, "dimensions"})
+_STRUCTURED: Final = frozenset("response_format structured_outputs text output_config".split())
+"""Fields of all dialects that hold an answer's text to something."""
+
+# that a model is not to think can be said of FastChat's, which do not
+NATIVE_ONLY: Final = frozenset(
+    {*_NEEDS_NATIVE, *_STRUCTURED, "dimensions", "reasoning"} - {"thinking"}
+)
 TEXTS_ONLY: Final = frozenset({"prompt", "input"})
 """Fields of `NATIVE_ONLY` that FastChat's wire carries as texts, and not as token ids."""
 
@@ -94,7 +94,7 @@ def needs_native(request: GenerateRequest) -> str | None:
     for name, asks in _NEEDS_NATIVE.items():
         if asks(request):
             return "logprobs" if name == "prompt_logprobs" and request.echo else name
-    return None
+    return request.structure.param if request.structure is not None else None
 
 
 @dataclass(frozen=True, slots=True)

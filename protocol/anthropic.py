@@ -12,7 +12,17 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from protocol.generation import Structure
-from protocol.openai_fields import Many, RequestFields, Unsupported, fault, moved, only, text_or
+from protocol.openai_fields import (
+    Many,
+    Needs,
+    RequestFields,
+    Unsupported,
+    WithoutEffect,
+    fault,
+    moved,
+    only,
+    text_or,
+)
 from protocol.openai_tools import ToolUse, tool_use
 
 MIN_BUDGET_TOKENS: Final = 1024
@@ -36,7 +46,7 @@ class TextBlock(RequestFields):
     """always `text`"""
     text: str
     """the text"""
-    cache_control: CacheControl | None = None
+    cache_control: Annotated[CacheControl | None, WithoutEffect()] = None
     """without effect: all beginnings of prompts are cached by themselves"""
     citations: list[Any] | None = None
     """accepted as it was answered; without effect"""
@@ -62,7 +72,7 @@ class ToolUseBlock(RequestFields):
     """of the tool"""
     input: dict[str, Any]
     """its arguments"""
-    cache_control: CacheControl | None = None
+    cache_control: Annotated[CacheControl | None, WithoutEffect()] = None
     """without effect: all beginnings of prompts are cached by themselves"""
     caller: dict[str, Any] | None = None
     """accepted as it was answered; without effect"""
@@ -83,7 +93,7 @@ class ToolResultBlock(RequestFields):
     """what the call came to: a text or text blocks"""
     is_error: bool = False
     """whether the call failed, which the model is told"""
-    cache_control: CacheControl | None = None
+    cache_control: Annotated[CacheControl | None, WithoutEffect()] = None
     """without effect: all beginnings of prompts are cached by themselves"""
 
 
@@ -168,7 +178,7 @@ class Tool(RequestFields):
     """a schema of its arguments"""
     strict: bool | None = None
     """accepted; a forced call always validates"""
-    cache_control: CacheControl | None = None
+    cache_control: Annotated[CacheControl | None, WithoutEffect()] = None
     """without effect: all beginnings of prompts are cached by themselves"""
     eager_input_streaming: bool | None = None
     """accepted; arguments are always streamed"""
@@ -261,13 +271,15 @@ class CountTokensRequest(RequestFields):
     """the system message: a text or text blocks"""
     tools: Many[Tool] = Field(default_factory=list)
     """tools of the client's that may be called"""
-    tool_choice: ToolChoice | None = None
+    tool_choice: Annotated[ToolChoice | None, Needs("structured_outputs")] = None
     """of type `auto`, `any`, `tool` or `none`"""
     thinking: Thinking | None = None
     """whether the model thinks before it answers"""
-    output_config: OutputConfig = Field(default_factory=OutputConfig)
+    output_config: Annotated[OutputConfig, Needs("structured_outputs", ({},))] = Field(
+        default_factory=OutputConfig
+    )
     """`effort` and `format`"""
-    cache_control: CacheControl | None = None
+    cache_control: Annotated[CacheControl | None, WithoutEffect()] = None
     """without effect: all beginnings of prompts are cached by themselves"""
 
     @property
@@ -330,9 +342,9 @@ class MessagesRequest(CountTokensRequest):
     """samples from so many most probable tokens; 0 is off"""
     stream: bool = False
     """answer in typed events"""
-    metadata: Metadata | None = None
+    metadata: Annotated[Metadata | None, WithoutEffect()] = None
     """`user_id`; without effect"""
-    service_tier: Literal["auto", "standard_only"] = "auto"
+    service_tier: Annotated[Literal["auto", "standard_only"], WithoutEffect()] = "auto"
     """without effect: there is one tier of service"""
     speed: Annotated[str, only("standard")] = "standard"
     """there is one"""

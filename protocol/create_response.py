@@ -13,7 +13,16 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from protocol.generation import Structure
-from protocol.openai_fields import Many, RequestFields, Unsupported, fault, moved, only
+from protocol.openai_fields import (
+    Many,
+    Needs,
+    RequestFields,
+    Unsupported,
+    WithoutEffect,
+    fault,
+    moved,
+    only,
+)
 from protocol.openai_structure import structure_of
 from protocol.openai_tools import ToolUse, tool_use
 from protocol.response_items import Input, Item, MessageItem
@@ -114,17 +123,23 @@ class CreateResponse(RequestFields):
     )
     """`message.output_text.logprobs`; `reasoning.encrypted_content` gives nothing, as reasoning is
     in the open"""
-    text: TextOptions = Field(default_factory=TextOptions)
+    text: Annotated[TextOptions, Needs("structured_outputs", ({},))] = Field(
+        default_factory=TextOptions
+    )
     """`format`, what the answer's text must be, and `verbosity`"""
-    reasoning: ReasoningOptions = Field(default_factory=ReasoningOptions)
+    reasoning: Annotated[
+        ReasoningOptions,
+        Needs("plain_answers"),
+        Needs("reasoning_effort", ({"effort": "none"},)),
+    ] = Field(default_factory=ReasoningOptions)
     """`effort`, and `summary`, which changes nothing"""
     tools: Many[FunctionTool] = Field(default_factory=list)
     """functions that may be called, each of another name"""
-    tool_choice: Any = "auto"
+    tool_choice: Annotated[Any, Needs("structured_outputs", ("none", "auto"))] = "auto"
     """which of them: `auto`, `none`, `required`, a function, or several that are allowed"""
     parallel_tool_calls: bool = True
     """whether an answer may have several calls; else the first one ends it"""
-    max_tool_calls: Annotated[int, Field(ge=1)] | None = None
+    max_tool_calls: Annotated[Annotated[int, Field(ge=1)] | None, WithoutEffect()] = None
     """bounds the tools that OpenAI runs, of which there are none here"""
     metadata: Metadata = Field(default_factory=dict)
     """texts with names, given back"""
@@ -134,11 +149,11 @@ class CreateResponse(RequestFields):
     """a response is answered when it is asked for"""
     service_tier: Annotated[str, only("auto", "default")] = "auto"
     """there is one tier of service"""
-    user: str | None = None
+    user: Annotated[str | None, WithoutEffect()] = None
     """given back; without effect"""
-    safety_identifier: str | None = None
+    safety_identifier: Annotated[str | None, WithoutEffect()] = None
     """given back; without effect"""
-    prompt_cache_key: str | None = None
+    prompt_cache_key: Annotated[str | None, WithoutEffect()] = None
     """given back; the cache finds shared beginnings itself"""
     prompt_cache_retention: Annotated[str, only("in_memory", "in-memory")] = "in_memory"
     """keys and values are kept in memory, as long as there is room"""

@@ -114,7 +114,7 @@ def test_a_fastchat_worker_takes_what_its_wire_carries() -> None:
 def test_a_fastchat_worker_gives_no_tokens_and_no_scores() -> None:
     operations = told(worker(1, wire="fastchat"))["operations"]
     served = {name for name, one in operations.items() if one["served"]}
-    assert served == {"chat", "completions", "embeddings"}
+    assert served == {"chat", "completions", "embeddings", "responses", "messages"}
 
 
 def test_beside_a_native_worker_a_fastchat_worker_takes_nothing_away() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,19 +24,25 @@ SPEC_OF = {
     "chat": SPEC["CreateChatCompletionRequest"],
     "completions": SPEC["CreateCompletionRequest"],
     "embeddings": SPEC["CreateEmbeddingRequest"],
+    "responses": SPEC["CreateResponse"],
 }
 HELLO = [{"role": "user", "content": "Hello, answer in JSON"}]
 BASE: dict[str, dict[str, Any]] = {
     "chat": {"messages": HELLO, "max_tokens": 2},
     "completions": {"prompt": "Hello", "max_tokens": 2},
     "embeddings": {"input": "Hello"},
+    "responses": {"input": "Hello, answer in JSON", "max_output_tokens": 2},
+    "messages": {"messages": HELLO, "max_tokens": 2},
     "score": {"text_1": "Hello", "text_2": ["Hi", "Bye"]},
     "rerank": {"query": "Hello", "documents": ["Hi", "Bye"]},
     "tokenize": {"prompt": "Hello"},
     "detokenize": {"tokens": [5, 6]},
 }
 FUNCTION = {"type": "function", "function": {"name": "f"}}
+FLAT_FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+TOOL = {"name": "f", "input_schema": {"type": "object"}}
 ABSENT = object()
+STORED = "the id of a stored response"
 PAIRS_BY_OTHER_NAMES = {"text_1": ABSENT, "text_2": ABSENT, "queries": "Hello", "documents": "Hi"}
 
 # a valid value that is not the default, and what must stand beside it
@@ -118,6 +125,66 @@ VALUES: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
         "user": ("ann", {}),
         "engine": ("e", {}),
     },
+    "responses": {
+        "input": ([{"role": "user", "content": "Hello"}], {}),
+        "instructions": ("Be brief.", {}),
+        "previous_response_id": (STORED, {}),
+        "store": (False, {}),
+        "stream": (True, {}),
+        "stream_options": ({"include_obfuscation": False}, {"stream": True}),
+        "max_output_tokens": (3, {}),
+        "temperature": (1.5, {}),
+        "top_p": (0.5, {}),
+        "top_logprobs": (2, {"include": ["message.output_text.logprobs"]}),
+        "include": (["message.output_text.logprobs"], {}),
+        "text": ({"format": {"type": "json_object"}}, {}),
+        "reasoning": ({"effort": "high"}, {}),
+        "tools": ([FLAT_FUNCTION], {"tool_choice": "none"}),
+        "tool_choice": ("required", {"tools": [FLAT_FUNCTION]}),
+        "parallel_tool_calls": (False, {}),
+        "max_tool_calls": (2, {}),
+        "metadata": ({"a": "b"}, {}),
+        "truncation": ("auto", {}),
+        "background": (True, {}),
+        "service_tier": ("flex", {}),
+        "user": ("ann", {}),
+        "safety_identifier": ("s", {}),
+        "prompt_cache_key": ("k", {}),
+        "prompt_cache_retention": ("24h", {}),
+        "prompt_cache_options": ({"mode": "explicit"}, {}),
+        "prompt": ({"id": "p"}, {}),
+        "conversation": ("c", {}),
+        "context_management": ([{"type": "compaction"}], {}),
+        "moderation": ({"model": "omni-moderation-latest"}, {}),
+    },
+    "messages": {
+        "messages": ([*HELLO, {"role": "assistant", "content": "Hi"}, *HELLO], {}),
+        "system": ("Be brief.", {}),
+        "tools": ([TOOL], {"tool_choice": {"type": "none"}}),
+        "tool_choice": ({"type": "any"}, {"tools": [TOOL]}),
+        "thinking": ({"type": "disabled"}, {}),
+        "output_config": (
+            {"format": {"type": "json_schema", "schema": {"type": "object"}}},
+            {},
+        ),
+        "cache_control": ({"type": "ephemeral"}, {}),
+        "max_tokens": (3, {}),
+        "stop_sequences": (["x", "y"], {}),
+        "temperature": (0.5, {}),
+        "top_p": (0.5, {}),
+        "top_k": (5, {}),
+        "stream": (True, {}),
+        "metadata": ({"user_id": "ann"}, {}),
+        "service_tier": ("standard_only", {}),
+        "speed": ("fast", {}),
+        "container": ("c", {}),
+        "context_management": ({"edits": []}, {}),
+        "diagnostics": ({}, {}),
+        "inference_geo": ("eu", {}),
+        "mcp_servers": ([{"name": "s"}], {}),
+        "user_profile_id": ("u", {}),
+        "workspace_id": ("w", {}),
+    },
     "score": {
         "text_1": (["Hello", "Hi"], {}),
         "text_2": ("Hi", {}),
@@ -191,13 +258,19 @@ def table(stacks: dict[str, Stack]) -> dict[str, Any]:
 
 def sent(stack: Stack, model: str, operation: str, fields: dict[str, Any]) -> httpx.Response:
     body = {"model": model, **BASE[operation], **fields}
+    if body.get("previous_response_id") == STORED:
+        body["previous_response_id"] = sent(stack, model, operation, {}).json()["id"]
     return stack.post(
         OPERATIONS[operation].path, {name: one for name, one in body.items() if one is not ABSENT}
     )
 
 
 def refused(answer: httpx.Response, name: str) -> bool:
-    return answer.status_code == 400 and answer.json()["error"]["param"] == name
+    """Whether it is a 400 that names the field; Anthropic's errors do so in their message."""
+    error = answer.json()["error"] if answer.status_code == 400 else {}
+    if "param" in error:
+        return str(error["param"]).partition(".")[0] == name
+    return bool(re.search(rf"(^|'){name}\b", error.get("message", "")))
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
