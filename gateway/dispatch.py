@@ -46,8 +46,11 @@ RETRY_RESERVE: Final = 10.0
 NO_WORKER_RETRY_S: Final = 1.0
 
 _TRANSPORT_FAILURES: Final = frozenset(
-    "worker_unreachable worker_lost worker_timeout engine_dead".split()
+    "worker_unreachable worker_lost worker_timeout engine_dead engine_unavailable".split()
 )
+_DEATHS: Final = frozenset("worker_lost engine_dead".split())
+"""What a request may be the cause of: its worker, or the engine there, ended while it ran."""
+_NO_ENGINE: Final = frozenset("engine_dead engine_unavailable".split())
 _ADDS_LOAD: Final = frozenset("overloaded worker_timeout out_of_memory".split())
 """Failures whose retries make an overload worse; the others are the load of a lost worker."""
 
@@ -303,7 +306,7 @@ class Dispatcher:
         """Whether a worker of the model has lost its engine and is alive itself."""
         workers = self._view.snapshot.workers.values()
         found = [worker for worker in workers if worker.model(model) is not None]
-        if last.code == "engine_dead" and found:
+        if last.code in _NO_ENGINE and found:
             return True
         return any(worker.state == "failed" for worker in found)
 
@@ -382,7 +385,7 @@ class _Retry:
         self.tries += 1
         self.last = error
         log.info("worker %s failed a request: %r", worker.instance_id, error)
-        self._deaths += error.code == "worker_lost"
+        self._deaths += error.code in _DEATHS
         if not error.spec.retryable:
             raise error
         if delivered and not resumable:

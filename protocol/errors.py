@@ -109,6 +109,7 @@ TAXONOMY: Final[Mapping[str, ErrorSpec]] = MappingProxyType(
         "deadline_exceeded": ErrorSpec(504, ErrorCode.CONTROLLER_WORKER_TIMEOUT, "timeout"),
         "out_of_memory": ErrorSpec(500, ErrorCode.CUDA_OUT_OF_MEMORY, _SERVER, retryable=True),
         "engine_dead": ErrorSpec(503, ErrorCode.INTERNAL_ERROR, _SERVER, retryable=True),
+        "engine_unavailable": ErrorSpec(503, ErrorCode.INTERNAL_ERROR, _SERVER, retryable=True),
         "request_quarantined": ErrorSpec(500, ErrorCode.INTERNAL_ERROR, _SERVER),
         "bad_logits": ErrorSpec(500, ErrorCode.INTERNAL_ERROR, _SERVER),
         "internal_error": ErrorSpec(500, ErrorCode.INTERNAL_ERROR, _SERVER),

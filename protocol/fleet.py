@@ -86,6 +86,7 @@ class WorkerRecord(_Record):
         incarnation, seq: the newer pair wins; a process that finds its address taken takes the
             other's incarnation + 1.
         address: base URL, scheme, host and port only.
+        reason: why a worker has failed, for people; empty otherwise.
         engine_step: counts engine steps; it stands still when the engine is stuck.
         engine_starts: how often its engine became ready: more tell that one was restarted.
         busy: whether the engine has work: a still counter means trouble only then.
@@ -99,6 +100,7 @@ class WorkerRecord(_Record):
     address: Annotated[str, Field(max_length=2048, pattern=r"^https?://[^\s/@?#]+$")]
     models: Annotated[tuple[ModelRecord, ...], Field(max_length=256)]
     state: WorkerState = "ready"
+    reason: Annotated[str, Field(max_length=256)] = ""
     load: Load = Load()
     engine_step: Annotated[int, Field(ge=0)] = 0
     engine_starts: Annotated[int, Field(ge=0)] = 0

@@ -149,6 +149,12 @@ class Settings(TierSettings):
         None, description="makes the seeds drawn for requests without one repeatable"
     )
 
+    engine_stall_s: float = Field(
+        10.0,
+        gt=0,
+        description="seconds without any progress, inside a step too, after which the engine's "
+        "process is taken for hung, killed and started again",
+    )
     limit_worker_concurrency: Annotated[
         Annotated[int, Field(ge=1)] | None, BeforeValidator(_limit)
     ] = Field(None, description="requests that run at once; auto is what the engine can run")

@@ -45,6 +45,7 @@ class _EngineCollector(Collector):
             yield gauge
         counters = {
             "vllm:num_preemptions": ("Sequences preempted", load.preemptions),
+            "trireme_engine_out_of_memory": ("Steps that found no memory", load.out_of_memory),
             "trireme_engine_steps": ("Engine steps", load.step),
             "trireme_engine_restarts": ("Restarts of the engine", self._runtime.restarts),
         }

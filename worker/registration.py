@@ -63,6 +63,7 @@ class Reporter:
             address=self._address,
             models=runtime.model_records(),
             state=runtime.state,
+            reason=(runtime.not_ready() or "")[:256] if runtime.state == "failed" else "",
             load=Load(
                 running=load.running,
                 waiting=load.waiting + queued,

@@ -28,8 +28,7 @@ from worker.text.templates import NamedTemplate
 log = logging.getLogger(__name__)
 
 MAX_RESTARTS = 5
-_HEALTHY_S = 600.0
-_STALL_S = 10.0
+_HEALTHY_S = 60.0
 _RESTART_PAUSE_S = 1.0
 _QUEUE_CONTEXTS = 16
 _ENCODER_QUEUE_TOKENS = 262_144
@@ -59,30 +58,12 @@ class Ready:
         object.__setattr__(self, "digest", digest)
 
 
-class StallWatch:
-    """Tells a stuck engine by its step counter: busy, and the counter stands still. Pure."""
-
-    def __init__(self, limit_s: float = _STALL_S) -> None:
-        self._limit_s = limit_s
-        self._step = -1
-        self._since = 0.0
-
-    def stalled(self, load: EngineLoad, now: float) -> bool:
-        """Whether the engine has been busy without a step for longer than the limit."""
-        if not load.busy:
-            self._step = -1  # the wait begins when work comes
-            return False
-        if load.step != self._step:
-            self._step, self._since = load.step, now
-        return now - self._since > self._limit_s
-
-
 class Runtime:
     """Owns the engine and the worker's state.
 
     Attributes:
         instance_id: 128 random bits in hex, new with every process.
-        restarts: engine restarts so far.
+        restarts: times that a dead engine was started again.
         engine_starts: how often an engine became ready.
     """
 
@@ -104,20 +85,18 @@ class Runtime:
         self._reason = "starting"
         self._engine: Engine | None = None
         self._ready: Ready | None = None
-        self._watch = StallWatch()
         self._active = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._random = random.Random(settings.seed)
         self._life: asyncio.Task[None] | None = None
+        self._retry_s: float | None = None
 
     # ---- state ----------------------------------------------------------------------------------
 
     @property
     def state(self) -> WorkerState:
-        """The state as the fleet sees it; a stuck engine is `failed` while it is stuck."""
-        if self._state == "ready" and self._watch.stalled(self.load(), self._clock()):
-            return "failed"
+        """The state as the fleet sees it."""
         return self._state
 
     @property
@@ -127,12 +106,9 @@ class Runtime:
 
     def not_ready(self) -> str | None:
         """Why requests are not served now, for people; None when they are."""
-        state = self.state
-        if state == "ready":
+        if self._state == "ready":
             return None
-        if state == "failed" and self._state == "ready":
-            return "the engine makes no progress"
-        progress = self._engine.progress if self._engine and self._ready is None else ""
+        progress = self._engine.progress if self._state == "starting" and self._engine else ""
         return progress or self._reason
 
     def load(self) -> EngineLoad:
@@ -145,15 +121,18 @@ class Runtime:
         """What serves a new request.
 
         Raises:
-            TriremeError: `draining`, `engine_dead`, `overloaded` while loading,
-                `wrong_instance` when the fence does not fit, `model_not_found`.
+            TriremeError: `draining`, `engine_unavailable` after the engine's death, `overloaded`
+                while loading, `wrong_instance` when the fence does not fit, `model_not_found`.
         """
         if self._state == "draining":
             raise TriremeError("draining", "This worker is shutting down.")
         ready = self._ready
         if ready is None:
             if self._state == "failed":
-                raise TriremeError("engine_dead", "The engine of this worker has failed.")
+                message = "The engine of this worker has failed" + (
+                    "." if self._retry_s is None else " and is being started again."
+                )
+                raise TriremeError("engine_unavailable", message, retry_after_s=self._retry_s)
             message = f"The model is not loaded yet: {self.not_ready()}."
             raise TriremeError("overloaded", message, retry_after_s=1.0)
         if instance_id not in (None, self.instance_id) or digest not in (None, ready.digest):
@@ -268,34 +247,47 @@ class Runtime:
         finally:
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
-        serving_since = self._serve(self._engine, text)
+        self._serve(self._engine, text)
         plain = isinstance(text.template, NamedTemplate) and not self.settings.conv_template
         if plain and self._engine.info.generates:
             log.info("the model has no chat template: using plain User:/Assistant: lines")
-        while True:
-            reason = await self._engine.wait_dead()
-            if self._clock() - serving_since > _HEALTHY_S:
-                self.restarts = 0
-            log.error("the engine died: %s", reason)
-            self._ready = None
-            if self.restarts >= MAX_RESTARTS:
-                self._enter_state("failed", f"the engine died {MAX_RESTARTS + 1} times: {reason}")
-                return
-            self.restarts += 1
-            self._enter_state("failed", f"restarting the engine: {reason}")
-            await self._engine.close()
-            await asyncio.sleep(_RESTART_PAUSE_S * self.restarts)
-            self._engine = kind.build(self.settings)
-            try:
-                await self._engine.start()
-            except ModelLoadError as error:
-                self._enter_state("failed", f"the engine cannot be started again: {error}")
-                log.error("the engine cannot be started again: %s", error)
-                return
-            serving_since = self._serve(self._engine, text)
+        await self._keep_alive(self._engine, text)
 
-    def _serve(self, engine: Engine, text: TextModel) -> float:
-        """Begin to answer; returns the time."""
+    async def _keep_alive(self, engine: Engine, text: TextModel) -> None:
+        """Start the engine again whenever it has died; returns when that was in vain too often.
+
+        Deaths count up, failed starts included, until an engine has served for a minute.
+        """
+        deaths, serving_since = 0, self._clock()
+        while True:
+            reason = await engine.wait_dead()
+            log.error("the engine died: %s", reason)
+            deaths = 1 if self._clock() - serving_since > _HEALTHY_S else deaths + 1
+            self._ready = None
+            while True:
+                if deaths > MAX_RESTARTS:
+                    self._retry_s = None
+                    self._enter_state("failed", f"the engine died {deaths} times: {reason}")
+                    await engine.close()
+                    return
+                self._retry_s = _RESTART_PAUSE_S * deaths
+                self._enter_state("failed", f"restarting the engine: {reason}")
+                await engine.close()
+                await asyncio.sleep(self._retry_s)
+                self.restarts += 1
+                self._engine = engine = self.settings.engine_kind.build(self.settings)
+                try:
+                    await engine.start()
+                    break
+                except (ModelLoadError, OSError) as error:
+                    reason = f"it cannot be started again: {error}"
+                    log.error("the engine cannot be started again: %s", error)
+                    deaths += 1
+            self._serve(engine, text)
+            serving_since = self._clock()
+
+    def _serve(self, engine: Engine, text: TextModel) -> None:
+        """Begin to answer."""
         settings, info = self.settings, engine.info
         admission = Admission(
             limit=settings.limit_worker_concurrency,
@@ -304,7 +296,6 @@ class Runtime:
             max_queue_tokens=settings.max_queue_tokens or _queue_tokens(info),
             clock=self._clock,
         )
-        self._watch = StallWatch()
         if info.grammars:
             engine.use_tokenizer(text.tokenizer.described)
         self._ready = Ready(engine, info, text, admission)
@@ -318,7 +309,6 @@ class Runtime:
             info.device,
             info.dtype,
         )
-        return self._clock()
 
 
 def _queue_tokens(info: EngineInfo) -> int:

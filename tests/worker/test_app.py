@@ -163,7 +163,7 @@ async def test_an_engine_that_keeps_dying_is_given_up(
     status, answer = await worker.post(
         "/native/generate", {"request_id": "r", "model": "sim", "prompt": "x"}
     )
-    assert (status, answer["error"]["code"]) == (503, "engine_dead")
+    assert (status, answer["error"]["code"]) == (503, "engine_unavailable")
     status, text = await get(worker, "/readyz")
     assert status == 503
     assert "died" in text

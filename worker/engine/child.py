@@ -1,7 +1,8 @@
 """The engine process: reads messages from a socket, steps the core, writes outputs back.
 
 A reader thread fills the inbox; the main thread owns the core. When the HTTP process is gone the
-socket ends and this process ends with it, in the middle of a step too.
+socket ends and this process ends with it, in the middle of a step too. It moves a counter on
+inside steps and while it waits; the HTTP process kills it when that stands still.
 """
 
 from __future__ import annotations
@@ -25,19 +26,24 @@ from worker.engine.config import EngineConfig
 from worker.engine.cpus import usable_cores
 from worker.engine.embedding import EmbedQueue, Vectors
 from worker.engine.engine import JobFailed
+from worker.engine.faults import NO_MEMORY, OutOfMemory
 from worker.engine.protocol import EngineLoad, ModelLoadError, PromptOutput, StepOutput
 from worker.engine.ranks import Ranks
+from worker.engine.watchdog import Beat, Pulse, end_with_parent, idle_beat_s
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """`python -m worker.engine.child FD CONFIG-JSON`: run until the socket closes."""
+    """`python -m worker.engine.child SOCKET PULSE CONFIG-JSON`, two descriptors: run until the
+    socket closes."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the HTTP process decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s engine %(message)s")
     channel = socket.socket(fileno=int(sys.argv[1]))
-    config = TypeAdapter(EngineConfig).validate_json(sys.argv[2])
+    pulse = Pulse(int(sys.argv[2]))
+    config = TypeAdapter(EngineConfig).validate_json(sys.argv[3])
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(channel, inbox), daemon=True).start()
     size = config.tensor_parallel_size
@@ -49,19 +55,29 @@ def main() -> None:
             channel.sendall(pipe.encode(pipe.LoadFailed(reason)))
         os._exit(1)
 
-    started = Ranks(size, num_threads, sys.argv[2], rank_died) if size > 1 else None
+    started = Ranks(size, num_threads, sys.argv[3], rank_died) if size > 1 else None
     with started or contextlib.nullcontext() as ranks:
         try:
-            built = _build(config, channel, num_threads, ranks)
+            built = _build(config, channel, num_threads, ranks, pulse.beat)
         except ModelLoadError as error:
             channel.sendall(pipe.encode(pipe.LoadFailed(" ".join(str(error).split()))))
             return
         channel.sendall(pipe.encode(pipe.Ready(built.info, built.core.load())))
-        _serve(built, channel, inbox)
+        try:
+            _serve(built, channel, inbox, pulse.beat, idle_beat_s(config.stall_s))
+        except ConnectionError:
+            os._exit(0)  # the HTTP process is gone
+        except Exception:
+            log.exception("this engine is broken: its process ends")
+            os._exit(1)  # at once: a device that is broken may never let go of an orderly end
 
 
 def _build(
-    config: EngineConfig, channel: socket.socket, num_threads: int, ranks: Ranks | None
+    config: EngineConfig,
+    channel: socket.socket,
+    num_threads: int,
+    ranks: Ranks | None,
+    beat: Beat,
 ) -> Any:
     def report(text: str) -> None:
         channel.sendall(pipe.encode(pipe.Progress(text)))
@@ -69,10 +85,16 @@ def _build(
     report("importing torch")
     from worker.model.build import build
 
-    return build(config, report, num_threads=num_threads, ranks=ranks)
+    return build(config, report, num_threads=num_threads, ranks=ranks, beat=beat)
 
 
-def _serve(built: Any, channel: socket.socket, inbox: queue.SimpleQueue[Any]) -> None:
+def _serve(
+    built: Any,
+    channel: socket.socket,
+    inbox: queue.SimpleQueue[Any],
+    beat: Beat,
+    idle_beat_s: float,
+) -> None:
     """The step loop: take what came in, step, send what came out; wait when there is no work."""
     core, embeds = built.core, EmbedQueue(built.embed, built.embed_tokens)
 
@@ -86,9 +108,16 @@ def _serve(built: Any, channel: socket.socket, inbox: queue.SimpleQueue[Any]) ->
             busy=own.busy or bool(embeds),
         )
 
+    def next_message() -> Any:
+        while True:
+            beat()
+            with contextlib.suppress(queue.Empty):
+                return inbox.get(timeout=idle_beat_s)
+
     while True:
+        beat()
         while not (core.has_work or embeds) or not inbox.empty():
-            if _handle(core, embeds, inbox.get()):
+            if _handle(core, embeds, next_message()):
                 channel.sendall(pipe.encode(pipe.Step(load())))
         for ended in embeds.step() if embeds else ():
             for answer in _embedded(*ended):
@@ -134,9 +163,11 @@ def _handle(core: Any, embeds: EmbedQueue, message: Any) -> bool:
 
 
 def _embedded(call_id: int, result: Vectors | Exception) -> Iterable[pipe.Embedded]:
+    if isinstance(result, OutOfMemory):
+        return [pipe.Embedded(call_id, [], NO_MEMORY, "out_of_memory")]
     if isinstance(result, Exception):
         log.error("embedding failed", exc_info=result)
-        return [pipe.Embedded(call_id, [], type(result).__name__)]
+        return [pipe.Embedded(call_id, [], f"embedding failed: {type(result).__name__}")]
     return pipe.embedded(call_id, result)
 
 

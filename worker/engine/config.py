@@ -27,6 +27,7 @@ class EngineConfig:
         max_running: sequences in the batch.
         native_kernels: whether to compile and use the engine's own CPU kernels.
         seed: seeds the engine's own choices.
+        stall_s: seconds without any progress after which the process is taken for hung.
     """
 
     engine: str = "paged"
@@ -51,3 +52,4 @@ class EngineConfig:
     max_running: int | None = None
     native_kernels: bool = True
     seed: int | None = None
+    stall_s: float = 10.0

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from worker.engine.faults import EngineBroken, OutOfMemory
+
 Vectors: TypeAlias = list[list[float]]
 
 
@@ -97,16 +99,32 @@ class EmbedQueue:
         return batch
 
     def _compute(self, batch: list[_Input]) -> list[tuple[_Call, Exception]]:
-        """Fill in the batch's vectors; the calls that failed, as one must not fail others."""
+        """Fill in the batch's vectors; the calls that failed, as one must not fail others. What
+        finds no memory is computed in halves."""
         try:
             vectors = self._embed([one.tokens for one in batch])
+        except EngineBroken:
+            raise
         except Exception as error:
-            calls = dict.fromkeys(one.call for one in batch)
-            if len(calls) == 1:
-                return [(call, error) for call in calls]
-            alone = [[one for one in batch if one.call is call] for call in calls]
-            return [failed for part in alone for failed in self._compute(part)]
+            calls = list(dict.fromkeys(one.call for one in batch))
+            if isinstance(error, OutOfMemory) and len(batch) > 1:
+                half = len(batch) // 2
+                parts = [batch[:half], batch[half:]]
+            elif len(calls) == 1:
+                return [(calls[0], error)]
+            else:
+                parts = [[one for one in batch if one.call is call] for call in calls]
+        else:
+            self._fill(batch, vectors)
+            return []
+        failed: dict[int, tuple[_Call, Exception]] = {}
+        for part in parts:
+            left = [one for one in part if one.call.call_id not in failed]
+            if left:
+                failed.update((call.call_id, (call, why)) for call, why in self._compute(left))
+        return list(failed.values())
+
+    def _fill(self, batch: list[_Input], vectors: Vectors) -> None:
         for one, vector in zip(batch, vectors, strict=True):
             one.call.vectors[one.at] = vector
             one.call.left -= 1
-        return []

@@ -8,10 +8,16 @@ sequences meanwhile. When its results come, sequences that have ended drop out: 
 computes for them is ignored, and their blocks can be given away at once, since steps run in order.
 A step with a sequence that reads its own last tokens (penalties, log probabilities of the prompt)
 is waited for before the next one is scheduled.
+
+A step that cannot be computed ends no request that is not its cause. One that found no memory is
+made smaller. After any other exception its entries are computed one by one, and those that raise
+again fail alone; keys and values are written anew, and noise comes from the position, so the others
+get the tokens that they would have got. When nothing can be computed, `EngineBroken` is raised.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
@@ -20,6 +26,7 @@ from typing import Final, Protocol, TypeAlias, cast
 
 from worker.engine.beams import BeamGroup, BeamSearch, Candidates
 from worker.engine.blocks import BlockPool
+from worker.engine.faults import FAILED, NO_MEMORY, EngineBroken, OutOfMemory, StepCaps
 from worker.engine.grammar import GrammarError, Grammars, Matcher
 from worker.engine.protocol import (
     EngineLoad,
@@ -31,6 +38,8 @@ from worker.engine.protocol import (
 from worker.engine.rates import PrefillPace, Rate
 from worker.engine.scheduler import Scheduled, Scheduler
 from worker.engine.sequence import Sequence, sequences_of
+
+log = logging.getLogger(__name__)
 
 BAD_LOGITS: Final = "the model produced values that are not finite for this request"
 
@@ -69,10 +78,16 @@ class RowResult:
 
 
 class Runner(Protocol):
-    """The model behind the engine."""
+    """The model behind the engine.
+
+    Its methods raise `OutOfMemory`, `EngineBroken`, or what they like: see above.
+    """
 
     def run(self, batch: SequenceOf[Scheduled]) -> list[RowResult]:
         """Compute a step; one result a batch entry."""
+
+    def check(self) -> None:
+        """Run the model over a text that is known to work; raises when it does not any more."""
 
     def clear(self, blocks: list[int]) -> None:
         """Zero the content of blocks, behind all steps launched so far."""
@@ -116,11 +131,13 @@ class _Flight:
     Attributes:
         batch: what it computes. counted: the part of it that still counts.
         late: sequences, by `id`, whose tokens were not those that the step after it went on from.
+        lost: whether its results could not be had.
     """
 
     batch: list[Scheduled]
     pending: Pending
     started_s: float
+    lost: bool = False
     counted: list[Scheduled] = field(default_factory=list)
     late: set[int] = field(default_factory=set)
 
@@ -159,6 +176,9 @@ class EngineCore:
         self._scheduler = Scheduler(
             pool, max_running=max_running, max_batch_tokens=max_batch_tokens
         )
+        self._caps = StepCaps(max_running, max_batch_tokens)
+        self._suspects: list[Sequence] = []
+        self._out_of_memory = 0
         self._clock = clock
         self._jobs: dict[str, list[Sequence]] = {}
         self._groups: dict[str, BeamGroup] = {}
@@ -180,13 +200,19 @@ class EngineCore:
         return self._scheduler.has_work or self._flight is not None or bool(self._refused)
 
     def submit(self, job: Job) -> None:
-        """Queue a job; one whose grammar cannot be used fails with the next step."""
-        self._arrivals += 1
+        """Queue a job; one that cannot be taken, as by its grammar, fails with the next step."""
         try:
-            matcher = self._matcher(job.params.grammar)
+            self._take_in(job)
         except GrammarError as error:
             self._refused.append((job.job_id, JobFailed("invalid_grammar", str(error))))
-            return
+        except Exception:
+            log.exception("job %s cannot be taken", job.job_id)
+            self.abort(job.job_id)
+            self._refused.append((job.job_id, JobFailed("internal_error", FAILED)))
+
+    def _take_in(self, job: Job) -> None:
+        self._arrivals += 1
+        matcher = self._matcher(job.params.grammar)
         seqs = sequences_of(job, self._arrivals, self._clock(), matcher)
         self._jobs[job.job_id] = seqs
         if job.params.beam_width:
@@ -218,16 +244,19 @@ class EngineCore:
         before = self._flight
         if before and any(item.seq.reads_tokens for item in before.batch):
             outputs += self._land(before)
-        started_s = self._clock()
-        budget = self._pace.budget(self._scheduler.num_prefills, self._scheduler.num_decodes)
-        batch = self._scheduler.schedule(budget)
-        flight = _Flight(batch, self._launch(batch), started_s) if batch else None
+        batch = self._schedule()
+        launched = self._launch(batch) if batch else None
         if before and before is self._flight:
             outputs += self._land(before)
-        if flight:
-            self._go_on(flight, before.late if before else set())
-            if not self._overlap:
-                outputs += self._land(flight)
+            if before.lost:  # this step went on from what that one stored
+                self._restart(batch)
+                launched = None
+        if isinstance(launched, _Flight):
+            self._go_on(launched, before.late if before else set())
+            if isinstance(launched.pending, _Done):
+                outputs += self._land(launched)
+        elif launched is not None:
+            outputs += self._recover(batch, launched)
         self._steps += 1
         return outputs
 
@@ -246,12 +275,114 @@ class EngineCore:
             preemptions=scheduler.preemptions,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
+            out_of_memory=self._out_of_memory,
         )
 
-    def _launch(self, batch: SequenceOf[Scheduled]) -> Pending:
-        if self._overlap:
-            return cast(Launcher, self.runner).launch(batch)
-        return _Done(self.runner.run(batch))
+    def _schedule(self) -> list[Scheduled]:
+        scheduler, caps = self._scheduler, self._caps
+        caps.ease(self._clock())
+        scheduler.limit(caps.running, caps.tokens)
+        return scheduler.schedule(self._pace.budget(scheduler.num_prefills, scheduler.num_decodes))
+
+    @property
+    def _runs_ahead(self) -> bool:
+        """Whether a step is launched before the one before is taken: not while sequences are
+        computed again whose step was lost, so that what raises is found there."""
+        self._suspects = [seq for seq in self._suspects if self._is_alive(seq)]
+        return self._overlap and not self._suspects
+
+    def _launch(self, batch: list[Scheduled]) -> _Flight | Exception:
+        """Begin a step; what it raised, when it cannot be computed."""
+        started_s = self._clock()
+        try:
+            if self._runs_ahead:
+                pending: Pending = cast(Launcher, self.runner).launch(batch)
+            else:
+                pending = _Done(self.runner.run(batch))
+        except EngineBroken:
+            raise
+        except OutOfMemory:
+            return OutOfMemory()  # anew: the frames of that one hold what filled the memory
+        except Exception as fault:
+            return fault
+        return _Flight(batch, pending, started_s)
+
+    # ---- steps that cannot be computed ----------------------------------------------------------
+
+    def _recover(self, batch: list[Scheduled], fault: Exception) -> list[tuple[str, Output]]:
+        """Go on without a step: none of it was counted."""
+        left = [item for item in batch if self._is_alive(item.seq) and item.seq.block_table]
+        if isinstance(fault, OutOfMemory):
+            self._out_of_memory += 1
+            return self._do_with_less(left)
+        log.error("a step of %d failed: they are computed alone", len(left), exc_info=fault)
+        return self._isolate(left)
+
+    def _do_with_less(self, batch: SequenceOf[Scheduled]) -> list[tuple[str, Output]]:
+        """Have the next steps hold less than this one, which found no memory."""
+        now_s, num_tokens = self._clock(), sum(item.num_new for item in batch)
+        if num_tokens > len(batch):
+            self._caps.lower(now_s, tokens=max(len(batch), num_tokens // 2))
+        elif len(batch) > 1:
+            victim = self._scheduler.preempt(item.seq for item in batch)
+            self._caps.lower(now_s, running=len(self._scheduler.running))
+            log.warning("out of memory: a sequence of job %s waits", victim.job_id)
+        elif batch:
+            return self._fail(batch[0].seq, "out_of_memory", NO_MEMORY)
+        return []
+
+    def _isolate(self, batch: SequenceOf[Scheduled]) -> list[tuple[str, Output]]:
+        """Compute a step one entry at a time; the jobs of those that raise fail.
+
+        Raises:
+            EngineBroken: none could be computed, and it is not for the one request.
+        """
+        outputs: list[tuple[str, Output]] = []
+        started_s = self._clock()
+        done: list[Scheduled] = []
+        found: list[RowResult] = []
+        for item in batch:
+            if not self._is_alive(item.seq):
+                continue  # another choice of its job has raised
+            try:
+                found += self.runner.run([item])
+                done.append(item)
+            except OutOfMemory:
+                continue  # it is scheduled again
+            except EngineBroken:
+                raise
+            except Exception:
+                outputs += self._fail_raised(item.seq)
+        if not done:
+            self._check(len(outputs))
+            return outputs
+        flight = _Flight(done, _Done(found), started_s)
+        self._go_on(flight, set())
+        return outputs + self._land(flight)
+
+    def _check(self, num_failed: int) -> None:
+        """Whether more can be computed after all that was asked for has failed."""
+        if num_failed == 0:
+            return
+        if num_failed > 1:
+            raise EngineBroken(f"{num_failed} requests failed, each alone")
+        try:
+            self.runner.check()
+        except Exception as fault:
+            raise EngineBroken("the model does not run any more") from fault
+
+    def _restart(self, batch: SequenceOf[Scheduled]) -> None:
+        """Compute the sequences of a lost step again from their first tokens."""
+        seqs = [item.seq for item in batch if self._is_alive(item.seq)]
+        self._suspects += seqs
+        self._scheduler.restart(seqs)
+
+    def _fail_raised(self, seq: Sequence) -> list[tuple[str, Output]]:
+        """Fail the job whose computation has just raised."""
+        log.exception("job %s failed", seq.job_id)
+        return self._fail(seq, "internal_error", FAILED)
+
+    # ---- steps ----------------------------------------------------------------------------------
 
     def _go_on(self, flight: _Flight, late: set[int]) -> None:
         """Count a launched step as computed, but for what the results before it made void."""
@@ -262,9 +393,17 @@ class EngineCore:
         self._flight = flight
 
     def _land(self, flight: _Flight) -> list[tuple[str, Output]]:
-        """Wait for a step and take its results."""
-        results = flight.pending.results()
+        """Wait for a step and take its results; what was in a lost one is computed again."""
         self._flight = None
+        try:
+            results = flight.pending.results()
+        except EngineBroken:
+            raise
+        except Exception:
+            log.exception("the results of a step of %d are lost", len(flight.batch))
+            flight.lost = True
+            self._restart(flight.batch)
+            return []
         now_s = self._clock()
         self._count(flight.batch, now_s - max(flight.started_s, self._landed_s))
         self._landed_s = now_s
@@ -278,25 +417,45 @@ class EngineCore:
         outputs: list[tuple[str, Output]] = []
         for item, result in pairs:
             if not result.finite and self._is_alive(item.seq):
-                outputs += self._fail_bad(item.seq)
+                outputs += self._fail(item.seq, "bad_logits", BAD_LOGITS)
         alive = [pair for pair in pairs if pair[1].finite and self._is_alive(pair[0].seq)]
         late.update(id(item.seq) for item, result in alive if result.late)
-        for item, result in alive:
-            outputs += self._prompt_output(item, result)
-        self._scheduler.resolve(
-            [item for item, _result in alive], [result.token_id for _item, result in alive]
-        )
-        for item, result in alive:
-            if item.seq.matcher is not None and item.seq.matcher.error:
-                outputs += self._fail_grammar(item.seq, item.seq.matcher.error)
-            elif item.seq.is_beam:
-                outputs += self._search(item.seq, result.candidates)
-            elif result.token_id is not None:
-                output = step_output(item.seq, result)
-                self._generation_tokens += len(output.ids)
-                outputs.append((item.seq.job_id, output))
+        self._suspects = [
+            seq
+            for seq in self._suspects
+            if not any(seq is item.seq for item, _result in alive if item.samples)
+        ]
+        failed: set[str] = set()
+        for settle in (self._prompt_output, self._resolve, self._tell):
+            for item, result in alive:
+                if item.seq.job_id in failed:
+                    continue
+                try:
+                    outputs += settle(item, result)
+                except EngineBroken:
+                    raise
+                except Exception:
+                    failed.add(item.seq.job_id)
+                    outputs += self._fail_raised(item.seq)
         self._forget([item.seq for item, _result in alive if item.seq.finish])
         return outputs
+
+    def _resolve(self, item: Scheduled, result: RowResult) -> list[tuple[str, Output]]:
+        self._scheduler.resolve([item], [result.token_id])
+        return []
+
+    def _tell(self, item: Scheduled, result: RowResult) -> list[tuple[str, Output]]:
+        """What a sequence gives out after a step."""
+        seq = item.seq
+        if seq.matcher is not None and seq.matcher.error:
+            return self._fail_grammar(seq, seq.matcher.error)
+        if seq.is_beam:
+            return self._search(seq, result.candidates)
+        if result.token_id is None:
+            return []
+        output = step_output(seq, result)
+        self._generation_tokens += len(output.ids)
+        return [(seq.job_id, output)]
 
     def _search(self, seq: Sequence, found: Candidates | None) -> list[tuple[str, Output]]:
         """Take what a step found for a beam; the search goes on when it was the last one's."""
@@ -328,7 +487,7 @@ class EngineCore:
             return []
         return [(seq.job_id, PromptOutput(list(seq.prompt_logprobs)))]
 
-    def _fail_bad(self, seq: Sequence) -> list[tuple[str, Output]]:
+    def _fail(self, seq: Sequence, code: str, reason: str) -> list[tuple[str, Output]]:
         """Fail a job; its blocks are cleared, but for those that other jobs go on with."""
         seqs = self._jobs[seq.job_id]
         held = {block for one in seqs for block in one.block_table}
@@ -336,7 +495,7 @@ class EngineCore:
             self._pool.discard(one)
         self._drop(seqs)
         self.runner.clear(sorted(filter(self._pool.is_free, held)))
-        return [(seq.job_id, JobFailed("bad_logits", BAD_LOGITS))]
+        return [(seq.job_id, JobFailed(code, reason))]
 
     def _fail_grammar(self, seq: Sequence, reason: str) -> list[tuple[str, Output]]:
         if seq.job_id not in self._jobs:

@@ -100,11 +100,13 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The answer to `Embed` or `Score`: vectors, in one or more messages, or an error text."""
+    """The answer to `Embed` or `Score`: vectors, in one or more messages, or an error: a text, and
+    its code in the taxonomy."""
 
     call_id: int
     vectors: list[list[float]]
     error: str = ""
+    code: str = "internal_error"
     more: bool = False
     kind: Literal["embedded"] = "embedded"
 

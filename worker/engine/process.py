@@ -27,6 +27,7 @@ from worker.engine.protocol import (
     Pair,
     StepOutput,
 )
+from worker.engine.watchdog import Pulse, Watchdog
 
 __all__ = ["EngineConfig", "EngineProcess"]
 
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 
 _LINE_LIMIT = 256 * 1024 * 1024
 _LARGE_LINE = 64 * 1024
+_END_S = 5.0
+"""What a killed process gets to be gone: one that waits for a broken device may never be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class _EmbedCall:
 
 class EngineProcess:
     """An engine in a process of its own, which dies with this one.
+
+    It is killed when it makes no progress for `config.stall_s`, whatever the cause.
 
     Args:
         config: which model, where, how large.
@@ -62,6 +67,8 @@ class EngineProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
+        self._pulse: Pulse | None = None
         self._dead: asyncio.Future[str] | None = None
 
     @property
@@ -88,15 +95,17 @@ class EngineProcess:
             ModelLoadError: with a one-line reason.
         """
         self._dead = asyncio.get_running_loop().create_future()
+        self._pulse = pulse = Pulse.create()
         ours, theirs = socket.socketpair()
         with theirs:
+            passed = [theirs.fileno(), pulse.descriptor]
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-m",
                 "worker.engine.child",
-                str(theirs.fileno()),
+                *map(str, passed),
                 to_json(self._config).decode(),
-                pass_fds=[theirs.fileno()],
+                pass_fds=passed,
                 env={**_waiting(), **os.environ},
                 stdin=asyncio.subprocess.DEVNULL,
             )
@@ -107,6 +116,7 @@ class EngineProcess:
             await self.close()
             raise
         self._reading = asyncio.create_task(self._read(reader))
+        self._watching = asyncio.create_task(self._watch(pulse))
 
     async def wait_dead(self) -> str:
         """Returns a reason when the process has ended."""
@@ -168,16 +178,23 @@ class EngineProcess:
 
     async def close(self) -> None:
         """End the process at once; running jobs fail with `engine_dead`."""
-        if self._reading is not None:
-            self._reading.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._reading
+        tasks = [task for task in (self._watching, self._reading) if task is not None]
+        self._watching = self._reading = None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._writer is not None:
             self._writer.close()
         if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+            self._kill()
+            try:
+                async with asyncio.timeout(_END_S):
+                    await self._process.wait()
+            except TimeoutError:
+                log.error("the engine process %d cannot be killed: left behind", self.pid)
+        if self._pulse is not None:
+            self._pulse.close()
+            self._pulse = None
         self._die("the engine was stopped")
 
     async def _wait_ready(self, reader: asyncio.StreamReader) -> None:
@@ -205,19 +222,36 @@ class EngineProcess:
                 self._dispatch(pipe.decode_from_engine(line))
                 if len(line) > _LARGE_LINE:
                     await asyncio.sleep(0)  # the next one may be there already
-        except (ValidationError, ConnectionError, ValueError) as error:
+        except ConnectionError:
+            pass  # it ended with messages from here unread
+        except (ValidationError, ValueError) as error:
             reason = f"the engine process sent nonsense: {type(error).__name__}"
+        except Exception:  # nobody reads on, so everybody would wait for ever
+            log.exception("what the engine process sent could not be handed on")
+            reason = "what the engine process sent could not be handed on"
         assert self._process is not None
         if not reason:
             # it is ending by itself: a kill now could take its exit code from asyncio's watcher
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(1.0):
                     await self._process.wait()
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+        self._kill()
         code = await self._process.wait()
         self._die(reason or f"the engine process ended ({_ending(code)})")
+
+    async def _watch(self, pulse: Pulse) -> None:
+        """Kill the process when it is hung; what waits for it is told at once."""
+        limit_s, now_s = self._config.stall_s, asyncio.get_running_loop().time
+        watchdog = Watchdog(limit_s)
+        while not watchdog.is_hung(pulse.count, now_s()):  # noqa: ASYNC110  # nothing would wake it
+            await asyncio.sleep(watchdog.look_every_s)
+        self._kill()
+        self._die(f"the engine made no progress for {limit_s:g} s and was killed")
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
 
     def _dispatch(self, message: object) -> None:
         match message:
@@ -238,8 +272,7 @@ class EngineProcess:
         if call is None or call.answer.done():
             return
         if message.error:
-            error = TriremeError("internal_error", f"embedding failed: {message.error}")
-            call.answer.set_exception(error)
+            call.answer.set_exception(TriremeError(message.code, message.error))
             return
         call.vectors.extend(message.vectors)
         if not message.more:
@@ -255,7 +288,7 @@ class EngineProcess:
 
     def _require_alive(self) -> None:
         if self._info is None or self._dead is None or self._dead.done():
-            raise TriremeError("engine_dead", "the engine is not running")
+            raise TriremeError("engine_unavailable", "the engine is not running")
 
     def _die(self, reason: str) -> None:
         if self._dead is None or self._dead.done():

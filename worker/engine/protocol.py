@@ -186,6 +186,7 @@ class EngineLoad:
         kv_free: share of KV blocks free. prefill_tps, decode_tps: recent tokens a second.
         step: counts steps. busy: whether there is work: a still `step` means trouble only then.
         preemptions, prompt_tokens, generation_tokens: totals since the start.
+        out_of_memory: steps that found no memory, since the start.
     """
 
     running: int = 0
@@ -199,6 +200,7 @@ class EngineLoad:
     preemptions: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    out_of_memory: int = 0
 
 
 class Engine(Protocol):

@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 
 from worker.engine.blocks import BlockPool
 from worker.engine.rates import PrefillBudget
-from worker.engine.sequence import Sequence
+from worker.engine.sequence import PENDING, Sequence
 
 _Entry: TypeAlias = tuple[int, int, int, Sequence]
 """Of the queue: priority, arrival, index of the choice, sequence."""
@@ -131,6 +131,10 @@ class Scheduler:
         """Tokens to prefill of the sequences in the queue."""
         return sum(entry[-1].num_pending for entry in self._waiting)
 
+    def limit(self, max_running: int, max_batch_tokens: int) -> None:
+        """Bound the steps from now on; what runs already goes on."""
+        self._max_running, self._max_batch_tokens = max_running, max_batch_tokens
+
     def add(self, seq: Sequence) -> None:
         """Queue a sequence: by priority, then in order of arrival."""
         heapq.heappush(self._waiting, (seq.priority, seq.arrival, seq.index, seq))
@@ -188,6 +192,24 @@ class Scheduler:
             else:
                 self.add(branch)
         return copies
+
+    def preempt(self, seqs: Iterable[Sequence]) -> Sequence:
+        """Take the blocks of the youngest of these running sequences, and queue it again."""
+        victim = max(seqs, key=_age)
+        self._preempt(victim, [])
+        return victim
+
+    def restart(self, seqs: Iterable[Sequence]) -> None:
+        """Compute sequences again from their first token, whatever became of the steps that they
+        were in: what was stored of them is not to be found by others, and tokens that are still
+        `PENDING` never come."""
+        for seq in seqs:
+            if seq.token_ids[-1] == PENDING:
+                seq.token_ids.pop()
+            if seq.block_table:
+                self._pool.discard(seq)
+                self.running.remove(seq)
+                self.add(seq)
 
     def resume(self, seq: Sequence) -> None:
         """Go on with a parked sequence that has got a token; it may have lost its blocks."""

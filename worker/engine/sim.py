@@ -131,19 +131,20 @@ class SimEngine:
         """Start the ticker."""
         self._dead = asyncio.get_running_loop().create_future()
         self._ticker = asyncio.create_task(self._run(), name="sim-ticker")
+        self._ticker.add_done_callback(self._ticker_ended)
 
     def use_tokenizer(self, described: str) -> None:
         """As `Engine.use_tokenizer`; it knows no grammars."""
 
     async def wait_dead(self) -> str:
-        """Returns only when the engine was closed."""
+        """Returns when the engine was closed, or its ticker has failed."""
         assert self._dead is not None
         return await asyncio.shield(self._dead)
 
     async def submit(self, job: Job, hold_s: float = 0.0) -> AsyncGenerator[list[Output], None]:
         """Outputs of a job; see `Engine.submit`."""
         if self._dead is None or self._dead.done():
-            raise TriremeError("engine_dead", "The engine is not running.")
+            raise TriremeError("engine_unavailable", "The engine is not running.")
         channel = _Channel(job, Outputs(job, hold_s), len(job.choices))
         sequences = [_Sequence(channel, i, _key(job, i), pos=len(ids)) for i, ids in job.choices]
         self._jobs[job.job_id] = sequences
@@ -198,11 +199,18 @@ class SimEngine:
         if self._ticker is not None:
             self._ticker.cancel()
             await asyncio.gather(self._ticker, return_exceptions=True)
+        self._die("closed")
+
+    def _ticker_ended(self, ticker: asyncio.Task[None]) -> None:
+        if not ticker.cancelled():
+            self._die(f"the ticker failed: {ticker.exception()!r}")
+
+    def _die(self, reason: str) -> None:
         for sequences in list(self._jobs.values()):
             gone = TriremeError("engine_dead", "The engine was stopped.")
             sequences[0].channel.outputs.fail(gone)
         if self._dead is not None and not self._dead.done():
-            self._dead.set_result("closed")
+            self._dead.set_result(reason)
 
     # ---- the ticker -----------------------------------------------------------------------------
 

@@ -18,6 +18,8 @@ from typing import Any, Final, Protocol, TypeAlias
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from worker.engine.watchdog import Beat
+
 IMPLEMENTATION: Final = "trireme_paged"
 
 
@@ -122,12 +124,17 @@ class AttentionBackend(Protocol):
 class PagedAttention:
     """The attention function of one model.
 
+    Args:
+        backend: computes.
+        beat: called once a layer: the one place that every layer of every forward passes.
+
     Attributes:
         layers: the shape of each layer's keys and values, as seen in the forwards so far.
     """
 
-    def __init__(self, backend: AttentionBackend) -> None:
+    def __init__(self, backend: AttentionBackend, beat: Beat = lambda: None) -> None:
         self.backend = backend
+        self._beat = beat
         self.layers: LayerShapes = {}
 
     def install(self, model: Any) -> None:
@@ -152,6 +159,7 @@ class PagedAttention:
         out: torch.Tensor,
     ) -> None:
         """As `AttentionBackend.attend`; notes the layer's shape."""
+        self._beat()
         if layer not in self.layers:
             shape = LayerShape(key.shape[1], key.shape[2], value.shape[2])
             self.layers[layer] = (shape, key.device, key.dtype)

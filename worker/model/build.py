@@ -14,13 +14,16 @@ import torch
 from worker.engine.blocks import BlockPool
 from worker.engine.config import EngineConfig
 from worker.engine.engine import EngineCore
+from worker.engine.faults import EngineBroken
 from worker.engine.protocol import EngineInfo, ModelLoadError
 from worker.engine.ranks import Ranks
+from worker.engine.watchdog import Beat
 from worker.model.attention import PagedAttention, Span, UnsupportedAttention, supported_by_mask
 from worker.model.attention_choice import GATHER_BLOCK_SIZE, choose_backend
 from worker.model.attention_gather import GatherAttention
 from worker.model.attention_native import NativeAttention
 from worker.model.attention_varlen import VarlenAttention
+from worker.model.border import within
 from worker.model.encoder import BATCH_TOKENS_CPU, BATCH_TOKENS_GPU, Encoder
 from worker.model.fused_layer import (
     FusedModel,
@@ -72,11 +75,13 @@ def build(
     *,
     num_threads: int,
     ranks: Ranks | None = None,
+    beat: Beat = lambda: None,
 ) -> Built:
     """Load the model and build its engine, on `num_threads` threads where it runs on the CPU.
 
     Args:
         ranks: the other processes of a tensor-parallel engine.
+        beat: called once a layer of every forward.
 
     Raises:
         ModelLoadError: with a one-line reason.
@@ -93,7 +98,7 @@ def build(
     if config.engine == "paged" and loaded.kind == "causal":
         own = loaded.model.config._attn_implementation
         try:
-            return build_paged(config, loaded, ranks, report)
+            return build_paged(config, loaded, ranks, report, beat)
         except UnsupportedAttention as reason:
             if ranks is not None:
                 raise ModelLoadError(
@@ -103,17 +108,32 @@ def build(
             if config.native_kernels and changed:
                 log.warning("the CPU kernels do not run this model (%s): going without", reason)
                 plain = replace(config, native_kernels=False)
-                return build(plain, report, num_threads=num_threads)
+                return build(plain, report, num_threads=num_threads, beat=beat)
             log.warning("the paged engine cannot run this model (%s): using generate", reason)
             if changed:
                 # other attention, and code of the model that reads a weight, need them as they were
                 loaded = load_model(config, report)
             elif loaded.model.config._attn_implementation != own:
                 loaded.model.set_attn_implementation(own)
+    _beat_in_layers(loaded.model, beat)
     core = GenerateCore(loaded)
     if loaded.kind in ("encoder", "cross_encoder"):
         return _build_encoder(config, loaded, core)
-    return Built(core, core.embed, _info("generate", loaded, capacity=1))
+    core.warm_up()
+    embed = within(loaded.device, core.embed)
+    return Built(core, embed, _info("generate", loaded, capacity=1))
+
+
+def _beat_in_layers(model: torch.nn.Module, beat: Beat) -> None:
+    """Have `beat` called at each layer of `model`: what it has in lists, whatever it is."""
+
+    def note(_layer: torch.nn.Module, _inputs: tuple[Any, ...]) -> None:
+        beat()
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList):
+            for layer in module:
+                layer.register_forward_pre_hook(note)
 
 
 def _build_encoder(config: EngineConfig, loaded: LoadedModel, core: GenerateCore) -> Built:
@@ -123,7 +143,8 @@ def _build_encoder(config: EngineConfig, loaded: LoadedModel, core: GenerateCore
         _info("encoder", loaded, capacity=1), generates=False, embeds=not scores, scores=scores
     )
     compute = encoder.score if scores else encoder.embed
-    return Built(core, compute, info, embed_tokens=config.max_batch_tokens or tokens)
+    embed: Embed = within(loaded.device, compute)
+    return Built(core, embed, info, embed_tokens=config.max_batch_tokens or tokens)
 
 
 def set_threads(model: torch.nn.Module, num_threads: int) -> None:
@@ -133,15 +154,22 @@ def set_threads(model: torch.nn.Module, num_threads: int) -> None:
     torch.set_num_threads(1 if small else num_threads)
 
 
-def paged_attention(loaded: LoadedModel, kernels: KernelSet | None = None) -> PagedAttention:
+def paged_attention(
+    loaded: LoadedModel, kernels: KernelSet | None = None, beat: Beat = lambda: None
+) -> PagedAttention:
     """Paged attention for the device of a model; not installed yet."""
     if kernels is not None:
-        return PagedAttention(NativeAttention(kernels, GATHER_BLOCK_SIZE))
-    return PagedAttention(choose_backend(loaded.model.config, loaded.device, loaded.dtype))
+        return PagedAttention(NativeAttention(kernels, GATHER_BLOCK_SIZE), beat)
+    backend = choose_backend(loaded.model.config, loaded.device, loaded.dtype)
+    return PagedAttention(backend, beat)
 
 
 def build_paged(
-    config: EngineConfig, loaded: LoadedModel, ranks: Ranks | None, report: Callable[[str], None]
+    config: EngineConfig,
+    loaded: LoadedModel,
+    ranks: Ranks | None,
+    report: Callable[[str], None],
+    beat: Beat = lambda: None,
 ) -> Built:
     """The paged engine of a loaded model.
 
@@ -155,7 +183,7 @@ def build_paged(
     alone_on_cpu = on_cpu and ranks is None
     native = alone_on_cpu and config.native_kernels
     kernels = load_kernels(report) if native else None
-    attention = paged_attention(loaded, kernels)
+    attention = paged_attention(loaded, kernels, beat)
     runner = _runner(loaded, attention, ranks, overlap=overlap)
     ops = None
     if alone_on_cpu and not config.load_8bit and can_pack():
@@ -206,7 +234,8 @@ def build_paged(
         kv_blocks=num_blocks,
         block_size=block_size,
     )
-    return Built(core, partial(runner.embed, pooling=loaded.pooling), info)
+    embed = within(loaded.device, partial(runner.embed, pooling=loaded.pooling))
+    return Built(core, embed, info)
 
 
 def _layer_ops(kernels: Kernels | None) -> LayerOps:
@@ -277,6 +306,8 @@ def _probe(
             _agree(expected[start:end], part, loaded.dtype)
     except UnsupportedAttention:
         raise
+    except EngineBroken as error:
+        raise UnsupportedAttention(str(error)) from error
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
         raise UnsupportedAttention(f"{type(error).__name__}: {error}") from error
 

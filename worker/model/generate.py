@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import heapq
 import inspect
+import logging
 import queue
 import threading
 import time
@@ -20,15 +21,19 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from worker.engine.engine import BAD_LOGITS, JobFailed, Output, RowResult, step_output
-from worker.engine.protocol import EngineLoad, Job, PromptOutput, RawLogprob
+from worker.engine.faults import FAILED, NO_MEMORY, EngineBroken, OutOfMemory
+from worker.engine.protocol import EngineLoad, Job, PromptOutput, RawLogprob, SequenceParams
 from worker.engine.rates import Rate
 from worker.engine.sequence import Sequence, sequences_of
+from worker.model.border import border
 from worker.model.loader import LoadedModel
 from worker.model.pooling import pooled
 from worker.model.sampler import Choice, prompt_logprobs, sample
 
+log = logging.getLogger(__name__)
+
 _LOGITS_AT_ONCE: Final = 2**26
-_FAILED = "the model failed on this request"
+_WARM_UP_TOKENS: Final = 2
 
 
 class GenerateCore:
@@ -48,6 +53,7 @@ class GenerateCore:
         self._steps = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
+        self._out_of_memory = 0
         self._decode_rate = Rate()
 
     @property
@@ -82,14 +88,18 @@ class GenerateCore:
                 return outputs
             seq = heapq.heappop(self._waiting)[-1]
             if seq.wants_prompt_logprobs:
-                outputs += self._score_prompt(seq)
+                try:
+                    with border(self._loaded.device):
+                        outputs += self._score_prompt(seq)
+                except Exception as error:
+                    return outputs + self._fail_raised(seq, error)
                 if isinstance(outputs[-1][1], JobFailed):
                     return outputs
             self._current = _Run(self._loaded, seq)
         run, started = self._current, self._clock()
         choice = run.next()
         if isinstance(choice, Exception):
-            return outputs + self._fail(run.seq, "internal_error", _FAILED)
+            return outputs + self._fail_raised(run.seq, choice)
         if choice.token_id is None:
             return outputs + self._fail(run.seq, "bad_logits", BAD_LOGITS)
         run.seq.append(choice.token_id)
@@ -101,6 +111,19 @@ class GenerateCore:
         if run.seq.finish:
             self._end()
         return outputs
+
+    def warm_up(self) -> None:
+        """Generate a little, so that what is made at first use is there before a request comes."""
+        params = SequenceParams(max_tokens=_WARM_UP_TOKENS, temperature=0.0)
+        run = _Run(self._loaded, sequences_of(Job("warm-up", [1], params), 0, 0.0)[0])
+        for _ in range(_WARM_UP_TOKENS):
+            choice = run.next()
+            if isinstance(choice, Exception):
+                log.warning("the model fails on the first text", exc_info=choice)
+            if isinstance(choice, Exception) or choice.token_id is None:
+                break
+            run.seq.append(choice.token_id)
+        run.close()
 
     @torch.inference_mode()
     def embed(self, inputs: list[list[int]]) -> list[list[float]]:
@@ -124,12 +147,27 @@ class GenerateCore:
             busy=self.has_work,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
+            out_of_memory=self._out_of_memory,
         )
 
     def _end(self) -> None:
         if self._current is not None:
             self._current.close()
             self._current = None
+
+    def _fail_raised(self, seq: Sequence, error: Exception) -> list[tuple[str, Output]]:
+        """Fail the job whose computation raised.
+
+        Raises:
+            EngineBroken: it was that.
+        """
+        if isinstance(error, EngineBroken):
+            raise error
+        if isinstance(error, OutOfMemory):
+            self._out_of_memory += 1
+            return self._fail(seq, "out_of_memory", NO_MEMORY)
+        log.error("job %s failed", seq.job_id, exc_info=error)
+        return self._fail(seq, "internal_error", FAILED)
 
     def _fail(self, seq: Sequence, code: str, message: str) -> list[tuple[str, Output]]:
         self._end()
@@ -233,9 +271,8 @@ class _Run:
             ("decoder_input_ids", [start, *ids[prompt_len:]]),
         ]
 
-    def _generate(self) -> None:
-        model = self.loaded.model
-        config = copy.deepcopy(model.generation_config)
+    def _config(self) -> Any:
+        config = copy.deepcopy(self.loaded.model.generation_config)
         config.update(
             do_sample=False,
             num_beams=1,
@@ -252,14 +289,18 @@ class _Run:
             top_k=None,
             use_cache=True,
         )
-        inputs = self._inputs()
+        return config
+
+    def _generate(self) -> None:
+        device = self.loaded.device
         try:
-            with torch.inference_mode():
-                model.generate(
-                    **{name: torch.tensor([ids]).to(self.loaded.device) for name, ids in inputs},
-                    generation_config=config,
+            with border(device), torch.inference_mode():
+                self.loaded.model.generate(
+                    **{name: torch.tensor([ids]).to(device) for name, ids in self._inputs()},
+                    generation_config=self._config(),
                     logits_processor=LogitsProcessorList([_Chooser(self)]),
                 )
+            raise RuntimeError("generate ended before the sequence did")  # so that nobody waits
         except _Closed:
             return
         except Exception as error:

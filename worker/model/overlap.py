@@ -14,6 +14,7 @@ from worker.engine.engine import RowResult
 from worker.engine.scheduler import Scheduled
 from worker.engine.sequence import PENDING
 from worker.model.attention import PagedAttention, Span
+from worker.model.border import border
 from worker.model.graphs import DecodeGraphs
 from worker.model.runner import ModelRunner, prompt_part, rows_to_keep
 from worker.model.sampler import Draw
@@ -27,16 +28,23 @@ class LaunchedStep:
         results: one a batch entry, without what is sampled.
         sampling: the entries that sample.
         draw: their tokens, None when there are none.
+        device: of the step.
     """
 
     def __init__(
-        self, results: list[RowResult], sampling: SequenceOf[int], draw: Draw | None
+        self,
+        results: list[RowResult],
+        sampling: SequenceOf[int],
+        draw: Draw | None,
+        device: torch.device,
     ) -> None:
         self._results, self._sampling, self._draw = results, sampling, draw
+        self._device = device
 
     def results(self) -> list[RowResult]:
-        """Wait for the step; one result a batch entry."""
-        choices = self._draw.choices() if self._draw else []
+        """Wait for the step; one result a batch entry. Raises as `border` says."""
+        with border(self._device):
+            choices = self._draw.choices() if self._draw else []
         for number, choice in zip(self._sampling, choices, strict=True):
             self._results[number] = RowResult(
                 choice.token_id,
@@ -68,7 +76,14 @@ class OverlapRunner(ModelRunner):
 
     @torch.inference_mode()
     def launch(self, batch: SequenceOf[Scheduled]) -> LaunchedStep:
-        """Begin a step behind those launched before; `PENDING` is what the last one samples."""
+        """Begin a step behind those launched before; `PENDING` is what the last one samples.
+
+        Raises as `border` says; what the last one sampled is still there then.
+        """
+        with border(self._device):
+            return self._launch(batch)
+
+    def _launch(self, batch: SequenceOf[Scheduled]) -> LaunchedStep:
         rows, kept = rows_to_keep(batch)
         spans = [Span(item.start, item.num_new, item.seq.block_table) for item in batch]
         ids = self._ids(batch, spans)
@@ -80,16 +95,15 @@ class OverlapRunner(ModelRunner):
         sampling = [number for number, item in enumerate(batch) if item.samples]
         seqs = [batch[number].seq for number in sampling]
         wanted = [rows[number][-1] for number in sampling]
-        draw = None
-        if wanted:
-            draw = Draw(_select(logits, wanted), seqs)
-            self._tokens = draw.tokens
-        self._row_of = {id(seq): row for row, seq in enumerate(seqs)}
+        draw = Draw(_select(logits, wanted), seqs) if wanted else None
         results = [
             RowResult(prompt_logprobs=prompt_part(item, logits, row))
             for item, row in zip(batch, rows, strict=True)
         ]
-        return LaunchedStep(results, sampling, draw)
+        if draw is not None:
+            self._tokens = draw.tokens
+        self._row_of = {id(seq): row for row, seq in enumerate(seqs)}
+        return LaunchedStep(results, sampling, draw, self._device)
 
     def forward_decode(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Logits [1, rows, vocab] of ids and positions [1, rows], by the step planned."""

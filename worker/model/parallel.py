@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from worker.engine.faults import EngineBroken
 from worker.engine.protocol import ModelLoadError
 from worker.engine.ranks import Kind, Order, Ranks
 from worker.model.attention import PagedAttention, Span
@@ -105,7 +107,7 @@ def keep_local(model: nn.Module) -> None:
 class LeadRunner(ModelRunner):
     """Rank 0's runner: has the other ranks do what it does.
 
-    Once a forward has failed here the ranks are out of step: its exception must end the process.
+    Once a forward has failed here the ranks are out of step: that ends the process.
     """
 
     def __init__(
@@ -144,8 +146,9 @@ class LeadRunner(ModelRunner):
     ) -> torch.Tensor:
         """As `ModelRunner.logits`."""
         plan = [(span.start, span.length, span.blocks) for span in spans]
-        self._ranks.send(Order(Kind.LOGITS, token_ids, plan, kept))
-        return super().logits(token_ids, spans, kept)
+        with _in_step():
+            self._ranks.send(Order(Kind.LOGITS, token_ids, plan, kept))
+            return super().logits(token_ids, spans, kept)
 
     def embed(
         self, inputs: Sequence[Sequence[int]], pooling: Pooling = "mean"
@@ -153,11 +156,18 @@ class LeadRunner(ModelRunner):
         """As `ModelRunner.embed`."""
         token_ids = [token for tokens in inputs for token in tokens]
         spans = [(0, len(tokens), ()) for tokens in inputs]
-        self._ranks.send(Order(Kind.EMBED, token_ids, spans))
-        try:
+        with _in_step():
+            self._ranks.send(Order(Kind.EMBED, token_ids, spans))
             return super().embed(inputs, pooling)
-        except Exception as error:  # a caller may survive it, the ranks would not
-            raise SystemExit(f"embedding failed: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _in_step() -> Iterator[None]:
+    """Around what all ranks do: whatever is raised in one, the others cannot go on."""
+    try:
+        yield
+    except Exception as error:
+        raise EngineBroken(f"{type(error).__name__}: {error}") from error
 
 
 def least(number: int, device: torch.device) -> int:

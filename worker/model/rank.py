@@ -20,12 +20,14 @@ from pydantic import TypeAdapter
 from worker.engine.config import EngineConfig
 from worker.engine.protocol import ModelLoadError
 from worker.engine.ranks import Kind, Order, orders
+from worker.engine.watchdog import end_with_parent
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
     """`python -m worker.model.rank FD RANK PORT THREADS CONFIG-JSON`: run until the socket ends."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     descriptor, rank, port, num_threads = map(int, sys.argv[1:5])

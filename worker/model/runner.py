@@ -11,14 +11,18 @@ import torch
 from worker.engine.engine import RowResult
 from worker.engine.scheduler import Scheduled
 from worker.model.attention import PagedAttention, Span
+from worker.model.border import border
 from worker.model.pooling import pooled
 from worker.model.sampler import prompt_logprobs, sample
 from worker.model.transfer import to_device
 from worker.sentence_files import Pooling
 
+_CHECKED = (1, 1, 1, 1)
+
 
 class ModelRunner:
-    """A model with paged attention installed.
+    """A model with paged attention installed; `run` and what is for `EngineCore` beside it raise
+    as `border` says.
 
     Args:
         model: a causal language model of transformers, in eval mode.
@@ -40,6 +44,10 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, batch: SequenceOf[Scheduled]) -> list[RowResult]:
         """Compute a step; one result a batch entry."""
+        with border(self._device):
+            return self._run(batch)
+
+    def _run(self, batch: SequenceOf[Scheduled]) -> list[RowResult]:
         rows, kept = rows_to_keep(batch)
         spans = [Span(item.start, item.num_new, item.seq.block_table) for item in batch]
         token_ids = [
@@ -70,6 +78,12 @@ class ModelRunner:
                 candidates=choice.candidates,
             )
         return results
+
+    def check(self) -> None:
+        """Run the model over a short text, storing nothing; raises when it does not work."""
+        with border(self._device):
+            last = len(_CHECKED) - 1
+            self.logits(_CHECKED, [Span(0, len(_CHECKED), ())], [last]).tolist()
 
     @torch.inference_mode()
     def plain(self, token_ids: SequenceOf[int]) -> torch.Tensor:
@@ -115,12 +129,14 @@ class ModelRunner:
 
     def clear(self, blocks: list[int]) -> None:
         """Zero the content of blocks."""
-        self._attention.backend.clear(blocks)
+        with border(self._device):
+            self._attention.backend.clear(blocks)
 
     @torch.inference_mode()
     def copy(self, pairs: SequenceOf[tuple[int, int]]) -> None:
         """Copy the content of the first block of each pair to the second."""
-        self._attention.backend.copy(pairs)
+        with border(self._device):
+            self._attention.backend.copy(pairs)
 
     def _inputs(self, ids: torch.Tensor, spans: SequenceOf[Span]) -> dict[str, Any]:
         self._attention.backend.plan(spans)

@@ -1,0 +1,75 @@
+"""The counter that two processes share, and what its standing still is taken for."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from worker.engine.watchdog import Pulse, Watchdog, idle_beat_s
+
+BEATS = """
+import sys, time
+from worker.engine.watchdog import Pulse
+pulse = Pulse(int(sys.argv[1]))
+while True:
+    pulse.beat()
+    time.sleep(0.001)
+"""
+
+
+def until_hung(dog: Watchdog, count: int, start_s: float) -> float:
+    """Seconds of looking at a counter that stands still."""
+    now_s = start_s
+    while not dog.is_hung(count, now_s):
+        now_s += dog.look_every_s
+    return now_s - start_s
+
+
+def test_another_process_moves_the_counter_on_and_a_stopped_one_does_not() -> None:
+    pulse = Pulse.create()
+    given = [sys.executable, "-c", BEATS, str(pulse.descriptor)]
+    with subprocess.Popen(given, pass_fds=[pulse.descriptor]) as beating:
+        try:
+            deadline = time.monotonic() + 30
+            while pulse.count < 10:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            beating.send_signal(signal.SIGSTOP)
+            time.sleep(0.1)
+            stood = pulse.count
+            time.sleep(0.1)
+            assert pulse.count == stood
+        finally:
+            beating.kill()
+    pulse.close()
+
+
+@pytest.mark.parametrize("limit_s", [0.4, 10.0])
+def test_a_counter_that_stands_still_is_found_soon_after_the_limit(limit_s: float) -> None:
+    dog = Watchdog(limit_s)
+    assert not dog.is_hung(5, 100.0)
+    assert limit_s < until_hung(dog, 5, 100.0) <= 1.2 * limit_s
+
+
+def test_a_counter_that_moves_now_and_then_is_not_hung() -> None:
+    dog = Watchdog(10)
+    for count in range(20):
+        for at in range(39):  # 9.75 s
+            assert not dog.is_hung(count, 10.0 * count + 0.25 * at)
+
+
+def test_time_in_which_nobody_looked_proves_nothing() -> None:
+    """As when the whole worker was stopped for an hour: its engine was too."""
+    dog = Watchdog(10)
+    assert not dog.is_hung(5, 0.0)
+    assert not dog.is_hung(5, 3600.0)
+    assert until_hung(dog, 5, 3600.0) > 9
+
+
+@pytest.mark.parametrize("limit_s", [0.1, 1.0, 10.0, 100.0])
+def test_a_process_without_work_moves_often_enough(limit_s: float) -> None:
+    assert idle_beat_s(limit_s) + 2 * Watchdog(limit_s).look_every_s < limit_s
