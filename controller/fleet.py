@@ -13,6 +13,7 @@ from controller.addresses import check_address, is_loopback_url
 from controller.config import ControllerSettings
 from controller.dispatch import CHOOSERS, Candidate
 from controller.feed import FleetFeed
+from controller.followers import Followers
 from controller.metrics import ControllerMetrics
 from controller.registry import Entry, Registry, Verdict
 from protocol.errors import quoted
@@ -48,6 +49,7 @@ class Fleet:
             max_workers=settings.max_workers,
         )
         self.feed = FleetFeed(self.registry)
+        self.followers = Followers(clock())
         self.metrics = ControllerMetrics(self.registry, self.feed)
 
     def put(self, record: WorkerRecord, peer: str) -> Verdict:
@@ -63,6 +65,11 @@ class Fleet:
         verdict = self.registry.put(record, self.clock(), relayable=relayable)
         self._note(record, verdict)
         return verdict
+
+    def acknowledged(self, instance_id: str) -> bool:
+        """Whether every gateway that follows this fleet knows the worker's state."""
+        entry = self.registry.get(instance_id)
+        return entry is not None and self.followers.all_saw(entry.shape_version, self.clock())
 
     def register(self, record: WorkerRecord, peer: str, lease_s: float | None) -> Verdict:
         """Take a FastChat registration that came from the IP address `peer`."""

@@ -11,6 +11,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
+from controller.feed import MAX_WAIT_S
 from controller.fleet import Fleet
 from controller.registry import Entry
 from protocol.errors import TriremeError
@@ -57,11 +58,14 @@ def native_router(fleet: Fleet) -> APIRouter:
                 "invalid_value", "FastChat workers register by /register_worker.", param="wire"
             )
         verdict = fleet.put(record, peer_of(request))
+        drains = verdict.accepted and record.state == "draining"
         answer = HeartbeatAnswer(
             accepted=verdict.accepted,
             stale=verdict.outcome == "stale",
             incarnation=verdict.incarnation,
             lease_ms=round(verdict.lease_s * 1000),
+            acknowledged=drains and fleet.acknowledged(record.instance_id),
+            successors=fleet.registry.successors(record.instance_id) if drains else 0,
         )
         status = 409 if verdict.outcome == "conflict" else 200
         return Response(answer.model_dump_json(), status, media_type="application/json")
@@ -71,6 +75,13 @@ def native_router(fleet: Fleet) -> APIRouter:
         fleet.leave(instance_id)
         return Response(status_code=204)
 
+    @router.delete("/fleet/gateways/{gateway}", status_code=204)
+    async def delete_gateway(
+        gateway: Annotated[str, Path(min_length=1, max_length=64)],
+    ) -> Response:
+        fleet.followers.leave(gateway)
+        return Response(status_code=204)
+
     @router.get("/fleet", response_model=FleetSnapshot)
     async def snapshot(
         request: Request,
@@ -78,10 +89,15 @@ def native_router(fleet: Fleet) -> APIRouter:
         epoch: Annotated[str, Query(max_length=128)] = "",
         wait_s: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0.0,
         changes: bool = False,
+        gateway: Annotated[str, Query(max_length=64)] = "",
     ) -> Response:
         known = epoch == fleet.epoch
-        if known:
-            await _wait_while_connected(fleet, request, after, wait_s)
+        if gateway:
+            fleet.followers.heard(
+                gateway, after if known else 0, min(wait_s, MAX_WAIT_S), fleet.clock()
+            )
+        if known and not await _wait_while_connected(fleet, request, after, wait_s) and gateway:
+            fleet.followers.broke_off(gateway, fleet.clock())
         told = fleet.feed.rendered(after if known and changes else None)
         return Response(told, media_type="application/json")
 
@@ -110,14 +126,15 @@ def _listed(entry: Entry, now: float) -> dict[str, object]:
     }
 
 
-async def _wait_while_connected(fleet: Fleet, request: Request, after: int, wait_s: float) -> None:
-    """Wait for a change, but no longer than the caller does."""
+async def _wait_while_connected(fleet: Fleet, request: Request, after: int, wait_s: float) -> bool:
+    """Wait for a change, but no longer than the caller does; False when the caller left first."""
     poll = asyncio.create_task(fleet.feed.wait_after(after, wait_s))
     gone = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait((poll, gone), return_when=asyncio.FIRST_COMPLETED)
         if poll.done():
             poll.result()
+        return poll.done()
     finally:
         for task in (poll, gone):
             task.cancel()

@@ -42,6 +42,7 @@ class Entry:
         relayable: whether requests may be relayed to its address.
         sent: requests handed to it since its last heartbeat.
         held: whether its lease ran out and was prolonged because most of a model was silent.
+        shape_version: the registry's version when more of its record changed than its load.
     """
 
     record: WorkerRecord
@@ -52,6 +53,7 @@ class Entry:
     relayable: bool
     sent: int = 0
     held: bool = False
+    shape_version: int = 0
 
     def due(self, now: float) -> bool:
         """Whether its lease ran out."""
@@ -163,6 +165,15 @@ class Registry:
             if entry.record.state == "ready" and (model is None or entry.record.model(model))
         ]
         return [entry for entry in ready if not entry.held] or ready
+
+    def successors(self, instance_id: str) -> int:
+        """Other ready workers that serve all that this one serves, by digest and context length:
+        they can go on with its answers."""
+        entry = self._entries.get(instance_id)
+        if entry is None:
+            return 0
+        served = _served(entry.record)
+        return sum(other is not entry and served <= _served(other.record) for other in self.ready())
 
     def snapshot(self) -> FleetSnapshot:
         """What gateways are told."""
@@ -313,7 +324,7 @@ class Registry:
         if before is not None and before.record.address != record.address:
             del self._by_address[before.record.address]
         self._by_address[record.address] = record.instance_id
-        self._entries[record.instance_id] = Entry(
+        entry = self._entries[record.instance_id] = Entry(
             record=record,
             joined_at=now if before is None else before.joined_at,
             heard_at=now,
@@ -322,7 +333,11 @@ class Registry:
             relayable=relayable,
         )
         self.revision += 1
+        shaped = self.shape_version
         outcome = self._compare(before.record if before else None, record)
+        entry.shape_version = self.shape_version
+        if before is not None and self.shape_version == shaped:
+            entry.shape_version = before.shape_version
         self._heard.pop(record.instance_id, None)
         self._heard[record.instance_id] = self.version
         self._gone.pop(record.instance_id, None)
@@ -388,6 +403,10 @@ class Registry:
 
 def _model_names(entries: Iterable[Entry]) -> list[str]:
     return [name for entry in entries for name in {model.name for model in entry.record.models}]
+
+
+def _served(record: WorkerRecord) -> set[tuple[str, str, int]]:
+    return {(model.name, model.digest, model.context_length) for model in record.models}
 
 
 def _since(versions: dict[str, int], after: int) -> list[str]:

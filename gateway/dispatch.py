@@ -32,7 +32,6 @@ from protocol.generation import (
     EmbedResponse,
     Event,
     GenerateRequest,
-    ScoreRequest,
     Started,
     TokenizeRequest,
 )
@@ -153,7 +152,8 @@ class Dispatcher:
         """(tokens of the prompt, context length of the model)."""
 
         async def ask(worker: WorkerRecord, left_s: float) -> tuple[int, int]:
-            return await self._clients[worker.wire].count(worker, request, left_s)
+            fenced = request.model_copy(update=_fence(worker, request.model))
+            return await self._clients[worker.wire].count(worker, fenced, left_s)
 
         return await self._call(request.model, 1, None, timeout_s, ask)
 
@@ -173,9 +173,7 @@ class Dispatcher:
         """
 
         async def ask(worker: WorkerRecord, left_s: float) -> _Model:
-            fenced = request
-            if isinstance(request, ScoreRequest):
-                fenced = request.model_copy(update=_fence(worker, request.model))
+            fenced = request.model_copy(update=_fence(worker, request.model))
             return await self._clients[worker.wire].call(worker, fenced, answer, left_s)
 
         return await self._call(request.model, tokens, capability, timeout_s, ask, native=True)
@@ -356,7 +354,7 @@ class _Retry:
     """What went wrong with one request so far, and whether it may go on."""
 
     def __init__(self, budget: RetryBudget, metrics: GatewayMetrics, model: str) -> None:
-        self.tries = 0
+        self.tries = self._handed_over = 0
         self.waits_until_s = 0.0
         self.last: TriremeError | None = None
         self._tried: dict[str, int] = {}
@@ -383,6 +381,8 @@ class _Retry:
         resumable = worker.wire == "native" and progress is not None and progress.resumable
         self._tried[worker.instance_id] = worker.engine_starts
         self.tries += 1
+        # a worker that drains is no failure; there are only so many of them
+        self._handed_over += error.code == "draining"
         self.last = error
         log.info("worker %s failed a request: %r", worker.instance_id, error)
         self._deaths += error.code in _DEATHS
@@ -394,7 +394,7 @@ class _Retry:
         if self._deaths >= MAX_DEATHS:
             message = "Two workers died while they served this request; it is not tried again."
             raise TriremeError("request_quarantined", message) from error
-        if self.tries > MAX_RETRIES:
+        if self.tries - self._handed_over > MAX_RETRIES:
             raise error
         if error.code in _ADDS_LOAD and not self._budget.spend():
             raise error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import Callable, Iterable
 from random import Random
 from time import monotonic
@@ -23,6 +24,7 @@ MIN_GAP_S: Final = 0.05
 FIRST_BACKOFF_S: Final = 0.1
 MAX_BACKOFF_S: Final = 2.0
 PROBE_EVERY_S: Final = 0.25
+FAREWELL_S: Final = 0.5
 PROBE_TIMEOUT_S: Final = 0.5
 """With a lease of 5 s and a sweep of it every 0.25 s, a frozen worker is gone within 6 s."""
 
@@ -55,6 +57,8 @@ class FleetWatch:
         self._changed = changed
         self._tasks: list[asyncio.Task[None]] = []
         self._random = Random()
+        self._id = secrets.token_hex(8)
+        self._followed: set[str] = set()
         self._heard = asyncio.Event()
 
     def start(self) -> None:
@@ -69,10 +73,11 @@ class FleetWatch:
                 await self._heard.wait()
 
     async def stop(self) -> None:
-        """End all tasks and wait for them."""
+        """End all tasks, and tell the controllers that this gateway follows no longer."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*map(self._leave, self._followed))
 
     async def _follow(self, controller: str) -> None:
         last: FleetSnapshot | None = None
@@ -84,22 +89,27 @@ class FleetWatch:
                 if last is not None or backoff_s == FIRST_BACKOFF_S:
                     log.warning("controller %s does not answer: %r", controller, error)
                 last = None
+                self._followed.discard(controller)
                 self._view.unreachable(controller, monotonic())
                 self._changed()
                 await asyncio.sleep(backoff_s * self._random.uniform(0.5, 1.0))
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
                 continue
             backoff_s = FIRST_BACKOFF_S
+            self._followed.add(controller)
             self._view.observe(controller, last, monotonic())
             self._changed()
             self._heard.set()
             await asyncio.sleep(MIN_GAP_S)
 
     async def _poll(self, controller: str, last: FleetSnapshot | None) -> FleetSnapshot:
-        """The next snapshot; the first poll of a connection does not wait."""
-        known = {}
+        """The next snapshot; the first poll of a connection does not wait.
+
+        The version in it is the one that the view has taken in: a worker that drains waits for it.
+        """
+        known = {"gateway": self._id}
         if last is not None:
-            known = {"after": str(last.version), "epoch": last.epoch, "changes": "true"}
+            known |= {"after": str(last.version), "epoch": last.epoch, "changes": "true"}
         wait_s = POLL_WAIT_S if last is not None else 0.0
         async with self._session.get(
             f"{controller}/fleet",
@@ -111,6 +121,15 @@ class FleetWatch:
             response.raise_for_status()
             heard = FleetSnapshot.model_validate_json(await response.read())
         return last.updated(heard) if last is not None else heard
+
+    async def _leave(self, controller: str) -> None:
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+            async with self._session.delete(
+                f"{controller}/fleet/gateways/{self._id}",
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=FAREWELL_S),
+            ):
+                return
 
     async def _probe_suspects(self) -> None:
         while True:

@@ -4,7 +4,9 @@ Routes (cluster token where one is set):
     PUT    /fleet/workers/{instance_id}   a whole `WorkerRecord`: registration and heartbeat alike
     DELETE /fleet/workers/{instance_id}   leave: a tombstone keeps late heartbeats out
     GET    /fleet?after=V&epoch=E&wait_s=S  `FleetSnapshot`; waits until its version exceeds V;
-           with `&changes=true` it may hold what changed since V only
+           with `&changes=true` it may hold what changed since V only; `&gateway=ID` says who
+           follows the fleet, and has seen V of it
+    DELETE /fleet/gateways/{id}   a gateway follows no longer
 """
 
 from __future__ import annotations
@@ -124,12 +126,42 @@ class HeartbeatAnswer(_Record):
         stale: whether a newer (incarnation, seq) was stored already.
         incarnation: the stored one; on a conflict (409) the newcomer takes it + 1.
         lease_ms: how long the record lives without a heartbeat.
+        acknowledged: to a draining worker only: whether every gateway that follows this controller
+            knows that it drains.
+        successors: to a draining worker only: how many others could go on with its answers.
     """
 
     accepted: bool
     stale: bool = False
     incarnation: int = 0
     lease_ms: int = 0
+    acknowledged: bool = False
+    successors: int = 0
+
+
+class DrainRequest(_Record):
+    """Asks a worker to drain and to stop; asked again, how it gets on.
+
+    Attributes:
+        instance_id: fencing: another process at the address refuses it.
+        grace_s: seconds that running requests get before they are handed over to other workers;
+            None leaves it as it is. 0 hands them over at once.
+    """
+
+    instance_id: Annotated[str, Field(min_length=1, max_length=256)]
+    grace_s: Annotated[float, Field(ge=0)] | None = None
+
+
+class DrainStatus(_Record):
+    """How a drain gets on.
+
+    Attributes:
+        began: whether this request began it; else it was draining before.
+        requests: requests that still run there.
+    """
+
+    began: bool
+    requests: int
 
 
 class FleetSnapshot(_Record):

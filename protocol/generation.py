@@ -268,6 +268,7 @@ class TokenizeRequest(_Wire):
         add_special_tokens: None is what a generation does: a prompt gets them, messages get what
             the template does not write. True adds them in any case.
         entries: whether the tokens are spelled, too.
+        instance_id, digest: fencing, as of a generation.
     """
 
     model: str
@@ -281,6 +282,8 @@ class TokenizeRequest(_Wire):
     entries: bool = False
     reasoning_effort: str | None = None
     thinking: bool | None = None
+    instance_id: str | None = None
+    digest: str | None = None
 
 
 class TokenizeResponse(_Wire):
@@ -300,6 +303,8 @@ class DetokenizeRequest(_Wire):
 
     model: str
     ids: TokenIds
+    instance_id: str | None = None
+    digest: str | None = None
 
 
 class DetokenizeResponse(_Wire):

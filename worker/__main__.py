@@ -12,6 +12,9 @@ from trireme.service.settings import EXIT_MODEL, load_settings
 from worker.config import Settings
 from worker.engine.protocol import ModelLoadError
 
+CLOSING_S = 2.0
+"""After the drain nothing runs but callers that do not read."""
+
 
 def main() -> NoReturn:
     """Run a worker until a signal ends it."""
@@ -36,7 +39,14 @@ def _serve(settings: Settings) -> int:
     address = settings.base_url(listener.getsockname()[1], _own_ip(settings.controller_address))
     exit_request = ExitRequest()
     made = create_app(settings, address=address, exit_request=exit_request)
-    return run(made.app, settings, listener, drain=made.drain, exit_request=exit_request)
+    return run(
+        made.app,
+        settings,
+        listener,
+        drain=made.drain,
+        grace_s=CLOSING_S,
+        exit_request=exit_request,
+    )
 
 
 def _hide_torch() -> None:

@@ -22,6 +22,7 @@ from trireme.service.server import ExitRequest
 from trireme.service.shortcut import Shortcut, routes_of
 from worker import fastchat, native
 from worker.config import Settings
+from worker.drain import Drain
 from worker.embed_service import EmbedService
 from worker.metrics import Metrics
 from worker.registration import Registrar, Reporter
@@ -44,7 +45,7 @@ def create_app(settings: Settings, *, address: str, exit_request: ExitRequest) -
 
     Args:
         address: the base URL that it registers.
-        exit_request: how a model that cannot be loaded ends the process.
+        exit_request: how a model that cannot be loaded ends the process, and a drain begins.
     """
     runtime = Runtime(settings, exit_request)
     metrics = Metrics(settings.served_names[0], runtime)
@@ -57,6 +58,7 @@ def create_app(settings: Settings, *, address: str, exit_request: ExitRequest) -
         cluster_token=settings.cluster_token,
     )
     runtime.subscribe(registrar.push)
+    drain = Drain(runtime, registrar, exit_request)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -69,7 +71,7 @@ def create_app(settings: Settings, *, address: str, exit_request: ExitRequest) -
             await runtime.close()
 
     app = FastAPI(title="Trireme worker", version=__version__, lifespan=lifespan)
-    made = native.native_router(service, embeds, reporter.record)
+    made = native.native_router(service, embeds, reporter.record, drain.ask)
     busy = routes_of(made, "/native/generate", "/native/embed", "/native/tokenize")
     app.add_middleware(Shortcut, routes=busy, render=error_response)
     app.add_middleware(TokenGuard, tokens=TokenSet([settings.cluster_token]))
@@ -78,4 +80,4 @@ def create_app(settings: Settings, *, address: str, exit_request: ExitRequest) -
     app.include_router(made)
     app.include_router(fastchat.fastchat_router(service, embeds, runtime))
     describe(app, described(ABOUT, (*native.BODIES, *fastchat.BODIES)))
-    return WorkerApp(app, runtime.drain, runtime)
+    return WorkerApp(app, drain.run, runtime)

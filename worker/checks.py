@@ -27,10 +27,12 @@ class Manner:
         cut_max_tokens: more tokens than there is room for are cut to it, not refused.
         detached: the completion is decoded as a text of its own, so that a SentencePiece model's
             first word has no space before it.
+        resumable: the caller can have another worker go on with the answer.
     """
 
     cut_max_tokens: bool = False
     detached: bool = False
+    resumable: bool = True
 
 
 NATIVE: Final = Manner()

@@ -176,8 +176,12 @@ class Settings(TierSettings):
         description="truncate long embedding inputs instead of averaging their chunks, and long "
         "pairs to score instead of refusing them",
     )
-    drain_timeout: float = Field(
-        60.0, ge=0, description="seconds that running requests get after SIGTERM"
+    drain_grace_s: float = Field(
+        60.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds that running requests get on SIGTERM before other workers go on with "
+        "them; as long again where none can",
     )
 
     sim_tokens: int = Field(64, ge=1, description="sim: completion length")

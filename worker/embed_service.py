@@ -38,8 +38,9 @@ class EmbedService:
             raise TriremeError("unsupported_by_model", message, param="model")
         with self._runtime.request():
             names = [f"input[{at}]" for at in range(len(request.inputs))]
-            pieces = await asyncio.to_thread(self._pieces, ready, request.inputs, names)
-            vectors = await self._vectors(ready, pieces, request.dimensions)
+            async with self._runtime.handover.wait():
+                pieces = await asyncio.to_thread(self._pieces, ready, request.inputs, names)
+                vectors = await self._vectors(ready, pieces, request.dimensions)
         return EmbedResponse(
             embeddings_b64=[to_base64(vector) for vector in vectors],
             dimensions=len(vectors[0]),
@@ -55,10 +56,11 @@ class EmbedService:
         """
         ready = self._runtime.require(request.model, request.instance_id, request.digest)
         with self._runtime.request():
-            if ready.info.scores:
-                return await self._cross_encoded(ready, request)
-            if ready.info.embeds:
-                return await self._compared(ready, request)
+            async with self._runtime.handover.wait():
+                if ready.info.scores:
+                    return await self._cross_encoded(ready, request)
+                if ready.info.embeds:
+                    return await self._compared(ready, request)
         message = f"The model `{request.model}` scores no texts."
         raise TriremeError("unsupported_by_model", message, param="model")
 

@@ -73,7 +73,7 @@ def fastchat_router(service: Service, embeds: EmbedService, runtime: Runtime) ->
         except TriremeError as error:
             yield [error_frame(error)]
             return
-        manner = Manner(cut_max_tokens=True, detached=not request.echo)
+        manner = Manner(cut_max_tokens=True, detached=not request.echo, resumable=False)
         async with aclosing(service.generate(request, manner)) as batches:
             async for events in batches:
                 if found := [frame for event in events for frame in fold.frames(event)]:

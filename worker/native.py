@@ -6,6 +6,7 @@ POST /native/score      `ScoreRequest` → `ScoreResponse`
 POST /native/tokenize   `TokenizeRequest` → `TokenizeResponse`
 POST /native/detokenize `DetokenizeRequest` → `DetokenizeResponse`
 GET  /native/describe   `WorkerRecord`
+POST /native/drain      `DrainRequest` → `DrainStatus`: begins a drain as SIGTERM does
 
 A request that is refused before it starts is answered by the error's HTTP status, not by a stream.
 """
@@ -17,7 +18,8 @@ from contextlib import aclosing
 
 from fastapi import APIRouter, Request, Response
 
-from protocol.fleet import WorkerRecord
+from protocol.errors import TriremeError, quoted
+from protocol.fleet import DrainRequest, DrainStatus, WorkerRecord
 from protocol.framing import NATIVE_PING, NATIVE_PING_S
 from protocol.generation import (
     DetokenizeRequest,
@@ -41,17 +43,28 @@ from worker.embed_service import EmbedService
 from worker.service import Service
 
 NDJSON = "application/x-ndjson"
-BODIES = (GenerateRequest, EmbedRequest, ScoreRequest, TokenizeRequest, DetokenizeRequest)
+BODIES = (
+    GenerateRequest,
+    EmbedRequest,
+    ScoreRequest,
+    TokenizeRequest,
+    DetokenizeRequest,
+    DrainRequest,
+)
 """Schemas of the routes' bodies, for the OpenAPI document."""
 
 
 def native_router(
-    service: Service, embeds: EmbedService, record: Callable[[], WorkerRecord]
+    service: Service,
+    embeds: EmbedService,
+    record: Callable[[], WorkerRecord],
+    drain: Callable[[str, float | None], DrainStatus],
 ) -> APIRouter:
     """The routes.
 
     Args:
         record: the worker's record as of now.
+        drain: `Drain.ask`.
     """
     router = APIRouter(tags=["native"])
 
@@ -107,6 +120,20 @@ def native_router(
     @router.get("/native/describe")
     async def describe() -> WorkerRecord:
         return record()
+
+    @router.post(
+        "/native/drain",
+        status_code=202,
+        openapi_extra=body_of(DrainRequest),
+        response_model=DrainStatus,
+    )
+    async def begin_drain(request: Request) -> DrainStatus:
+        # a page of a browser cannot send this type without asking, and nobody says yes here
+        if (kind := request.headers.get("content-type", "")) != "application/json":
+            message = f"The content type is {quoted(kind)}; it must be application/json."
+            raise TriremeError("unsupported_content_type", message)
+        body = await parse_body(request, DrainRequest)
+        return drain(body.instance_id, body.grace_s)
 
     return router
 

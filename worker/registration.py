@@ -26,6 +26,10 @@ _TIMEOUT_S = 3.0
 _FAREWELL_S = 0.5
 _MAX_BACKOFF_S = 5.0
 _JITTER = 0.1
+_DRAIN_INTERVAL_S = 0.05
+"""Seconds between reports while gateways are still to learn that this worker drains."""
+_LEASE_S = 5.0
+"""The longest wait for that, where no controller has told its lease."""
 
 
 class Reporter:
@@ -79,6 +83,11 @@ class Reporter:
             queue_length=load.running + load.waiting + queued,
         )
 
+    @property
+    def draining(self) -> bool:
+        """Whether the worker takes no more requests, for good."""
+        return self._runtime.state == "draining"
+
     def was_ready(self) -> bool:
         """Whether there is a model, so that registering makes sense."""
         return self._runtime.ready is not None
@@ -88,10 +97,11 @@ class Reporter:
         self._incarnation = max(self._incarnation, incarnation + 1)
 
     def registration(self) -> RegisterWorker:
-        """FastChat's registration."""
-        return RegisterWorker(
-            worker_name=self._address, check_heart_beat=True, worker_status=status(self._runtime)
-        )
+        """FastChat's registration; of a draining worker without a model, so that none is asked."""
+        told = status(self._runtime)
+        if self.draining:
+            told = told.model_copy(update={"model_names": []})
+        return RegisterWorker(worker_name=self._address, check_heart_beat=True, worker_status=told)
 
     def heartbeat(self) -> HeartBeat:
         """FastChat's heartbeat."""
@@ -139,6 +149,21 @@ class Registrar:
         for link in self._links:
             link.due.set()
 
+    async def acknowledged(self) -> None:
+        """Returns when no gateway sends requests here any more: every controller that answers has
+        said so of those that follow it. It waits one lease at most."""
+        lease_s = max((link.lease_s for link in self._links), default=0.0) or _LEASE_S
+        try:
+            async with asyncio.timeout(lease_s):
+                await asyncio.gather(*(link.settled.wait() for link in self._links))
+        except TimeoutError:
+            log.warning("not every gateway has acknowledged within %g s that this drains", lease_s)
+
+    @property
+    def successors(self) -> int:
+        """Other workers that could go on with the answers of this one, once it drains."""
+        return max((link.successors for link in self._links), default=0)
+
     async def close(self) -> None:
         """Leave every controller; waits half a second at most."""
         for task in self._tasks:
@@ -151,12 +176,22 @@ class Registrar:
 
 
 class _Link:
-    """One controller: what it last said, and when it is told next."""
+    """One controller: what it last said, and when it is told next.
+
+    Attributes:
+        lease_s: seconds that it keeps a record; 0 before it has said.
+        settled: set once nobody who asks it would still send requests to this draining worker,
+            or it cannot be reached.
+        successors: as it says, once this worker drains.
+    """
 
     def __init__(
         self, url: str, reporter: Reporter, interval_s: float, fastchat_interval_s: float
     ) -> None:
         self.due = asyncio.Event()
+        self.settled = asyncio.Event()
+        self.lease_s = 0.0
+        self.successors = 0
         self._url = url
         self._reporter = reporter
         self._interval_s = interval_s
@@ -173,6 +208,10 @@ class _Link:
             pause_s = self._interval_s
             if self._registered or self._reporter.was_ready():
                 pause_s = await self._report(client)
+            elif self._reporter.draining:
+                self.settled.set()  # nobody was ever told of it
+            if self._reporter.draining and not self.settled.is_set():
+                pause_s = _DRAIN_INTERVAL_S
             jitter = 1 + _JITTER * (2 * random.random() - 1)
             try:
                 async with asyncio.timeout(pause_s * jitter):
@@ -210,6 +249,9 @@ class _Link:
         if self._failures == 0:
             log.warning("controller %s does not take the heartbeat: %r", self._url, error)
         self._failures += 1
+        if self._reporter.draining:
+            self.settled.set()
+            self.successors = 0
         self._is_fastchat = False  # whatever comes back there is asked anew
         self._registered = False
 
@@ -219,11 +261,16 @@ class _Link:
         if response.status_code == httpx.codes.CONFLICT:
             stored = HeartbeatAnswer.model_validate_json(response.content)
             self._reporter.outrank(stored.incarnation)
-            response = await self._put(client, self._reporter.record())
+            record = self._reporter.record()
+            response = await self._put(client, record)
         if response.status_code == httpx.codes.NOT_FOUND:
             await self._fastchat(client)
             return
-        response.raise_for_status()
+        answer = HeartbeatAnswer.model_validate_json(response.raise_for_status().content)
+        self.lease_s = answer.lease_ms / 1000 or self.lease_s
+        self.successors = answer.successors
+        if record.state == "draining" and answer.acknowledged:
+            self.settled.set()
 
     async def _put(self, client: httpx.AsyncClient, record: WorkerRecord) -> httpx.Response:
         self._told = True
@@ -234,7 +281,8 @@ class _Link:
         )
 
     async def _fastchat(self, client: httpx.AsyncClient) -> None:
-        if self._is_fastchat:
+        draining = self._reporter.draining
+        if self._is_fastchat and (not draining or self.settled.is_set()):
             beat = self._reporter.heartbeat().model_dump()
             response = await client.post(f"{self._url}/receive_heart_beat", json=beat)
             response.raise_for_status()
@@ -244,6 +292,8 @@ class _Link:
         response = await client.post(f"{self._url}/register_worker", json=registration)
         response.raise_for_status()
         self._is_fastchat = True
+        if draining:
+            self.settled.set()  # FastChat's gateways ask for each request
 
     def _record_url(self) -> str:
         return f"{self._url}/fleet/workers/{self._reporter.instance_id}"

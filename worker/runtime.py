@@ -20,6 +20,7 @@ from trireme.service.settings import EXIT_MODEL
 from worker.admission import Admission
 from worker.config import Settings
 from worker.engine.protocol import Engine, EngineInfo, EngineLoad, ModelLoadError
+from worker.handover import Handover
 from worker.text.fim import fills_gaps
 from worker.text.prompt import TextModel, always_thinks, effort_switch
 from worker.text.structure import Structures
@@ -65,6 +66,7 @@ class Runtime:
         instance_id: 128 random bits in hex, new with every process.
         restarts: times that a dead engine was started again.
         engine_starts: how often an engine became ready.
+        handover: ends what waits for the engine when a drain's time is up.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Runtime:
         self.instance_id = secrets.token_hex(16)
         self.restarts = 0
         self.engine_starts = 0
+        self.handover = Handover()
         self._exit_request = exit_request
         self._clock = clock
         self._listeners: list[Callable[[], None]] = []
@@ -193,6 +196,20 @@ class Runtime:
             if self._active == 0:
                 self._idle.set()
 
+    @property
+    def active(self) -> int:
+        """Requests under way."""
+        return self._active
+
+    async def idle(self, timeout_s: float) -> bool:
+        """Wait for the end of the last request; False when it takes longer."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
     # ---- life -----------------------------------------------------------------------------------
 
     def subscribe(self, listener: Callable[[], None]) -> None:
@@ -203,14 +220,9 @@ class Runtime:
         """Begin to load; returns at once."""
         self._life = asyncio.create_task(self._live(), name="worker-life")
 
-    async def drain(self) -> None:
-        """Take no more requests; returns when the running ones ended, or at the time limit."""
+    def begin_drain(self) -> None:
+        """Take no more requests, and say so; for good."""
         self._enter_state("draining", "draining")
-        try:
-            async with asyncio.timeout(self.settings.drain_timeout):
-                await self._idle.wait()
-        except TimeoutError:
-            log.warning("%d requests still run after the drain timeout", self._active)
 
     async def close(self) -> None:
         """Stop the engine at once."""

@@ -35,6 +35,7 @@ from protocol.generation import (
 from worker.checks import NATIVE, Manner, Plan, plan
 from worker.engine.outputs import Output
 from worker.engine.protocol import Job, PromptOutput, StepOutput
+from worker.handover import Wait
 from worker.metrics import Metrics
 from worker.runtime import Ready, Runtime
 from worker.text.best_of import BestOf
@@ -117,7 +118,8 @@ class Service:
                     yield [started, Prompt(prompt.ids, prompt.text)]
                 else:
                     yield [started]
-                async with asyncio.timeout_at(until):
+                handover = self._runtime.handover
+                async with asyncio.timeout_at(until), handover.wait(resumable=manner.resumable):
                     await ticket.wait_turn()
                 self._metrics.queue_s.observe(time.monotonic() - arrived)
                 job = self._job(request, prompt, made, until)
@@ -126,7 +128,8 @@ class Service:
                 if not job.choices:
                     yield [run.done()]
                     return
-                stream = run.events(_hold_s(request, made), ticket.first_output)
+                wait = partial(handover.wait, resumable=manner.resumable)
+                stream = run.events(_hold_s(request, made), ticket.first_output, wait)
                 if made.n > request.sampling.n:
                     stream = _best(stream, request.sampling)
                 async with aclosing(stream) as batches:
@@ -233,7 +236,7 @@ class Service:
         Raises:
             TriremeError: as in `generate`; `missing_required_parameter` when both are missing.
         """
-        ready = self._runtime.require(request.model)
+        ready = self._runtime.require(request.model, request.instance_id, request.digest)
         tokenizer = ready.text.tokenizer
         special = request.add_special_tokens
         if request.messages is not None:
@@ -267,7 +270,8 @@ class Service:
         Raises:
             TriremeError: `invalid_value` for an id that is not in the vocabulary.
         """
-        ready, ids = self._runtime.require(request.model), request.ids
+        ready = self._runtime.require(request.model, request.instance_id, request.digest)
+        ids = request.ids
         size = ready.info.vocab_size
         if ids and max(ids) >= size:
             message = f"Token id {max(ids)} is not below the vocabulary size {size}."
@@ -325,19 +329,26 @@ class _Run:
                 raise TriremeError("invalid_value", message, param="resume") from error
 
     async def events(
-        self, hold_s: float, begun: Callable[[], None]
+        self, hold_s: float, begun: Callable[[], None], wait: Callable[[], Wait]
     ) -> AsyncGenerator[list[Event], None]:
         """Deltas as they are due, then `Done`.
 
         Args:
             hold_s: see `Engine.submit`.
             begun: called when the engine has given something.
+            wait: around each wait for the engine, so that a handover can end it.
 
         Raises:
-            TriremeError: the engine failed the job. TimeoutError: the deadline passed.
+            TriremeError: the engine failed the job, or it is handed over. TimeoutError: the
+                deadline passed.
         """
         async with aclosing(self._ready.engine.submit(self._job, hold_s)) as batches:
-            async for outputs in batches:
+            while True:
+                try:
+                    async with wait():
+                        outputs = await anext(batches)
+                except StopAsyncIteration:
+                    break
                 begun()
                 for scored in outputs:
                     if not isinstance(scored, PromptOutput):

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from controller import feed
+from controller import feed, followers
 from protocol.fleet import FleetSnapshot, HeartbeatAnswer
 
 Start = Callable[..., httpx.Client]
@@ -58,7 +58,8 @@ def test_a_taken_address_is_a_conflict_with_the_stored_incarnation(start: Start)
     put(client, record("a", address="http://h:1", incarnation=4))
     refused = put(client, record("b", address="http://h:1"))
     assert refused.status_code == 409
-    assert refused.json() == {"accepted": False, "stale": False, "incarnation": 4, "lease_ms": 0}
+    answer = HeartbeatAnswer.model_validate_json(refused.content)
+    assert answer == HeartbeatAnswer(accepted=False, incarnation=4)
     assert put(client, record("b", address="http://h:1", incarnation=5)).status_code == 200
     assert fleet(client).left == ("a",)
 
@@ -293,3 +294,31 @@ def test_a_poll_may_ask_for_changes_alone(start: Start) -> None:
     assert (len(whole.workers), whole.since) == (2, None)
     other = fleet(client, **(query | {"epoch": "another"}), changes=True)
     assert (len(other.workers), other.since) == (2, None)
+
+
+def test_a_draining_worker_hears_when_every_gateway_knows_and_who_could_go_on(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(followers, "RETURN_S", 0.0)
+    client = start(heartbeat_ttl=60)
+    put(client, record("w1", seq=1))
+    put(client, record("w2", seq=1))
+    put(client, record("w3", seq=1, models=[{"name": "m", "digest": "another"}]))
+    known = fleet(client, gateway="g")
+
+    def drained(seq: int) -> HeartbeatAnswer:
+        draining = record("w1", seq=seq, state="draining")
+        return HeartbeatAnswer.model_validate_json(put(client, draining).content)
+
+    assert not drained(2).acknowledged
+    seen = fleet(client, gateway="g", after=known.version, epoch=known.epoch)
+    assert seen.version > known.version
+    assert not drained(3).acknowledged, "it was told, and has not said that it has taken it in"
+    fleet(client, gateway="g", after=seen.version, epoch=known.epoch)
+    assert drained(4) == HeartbeatAnswer(
+        accepted=True, lease_ms=60_000, acknowledged=True, successors=1
+    )
+    fleet(client, gateway="late")
+    assert not drained(5).acknowledged
+    assert client.delete("/fleet/gateways/late").status_code == 204
+    assert drained(6).acknowledged

@@ -196,7 +196,11 @@ def _error(error: TriremeError) -> web.Response:
 
 @dataclass
 class FakeController:
-    """Answers `/fleet` long polls from a snapshot that a test replaces."""
+    """Answers `/fleet` long polls from a snapshot that a test replaces.
+
+    Attributes:
+        seen: the version that each gateway asked for the successor of. goodbyes: who has left.
+    """
 
     workers: tuple[WorkerRecord, ...] = ()
     left: tuple[str, ...] = ()
@@ -206,12 +210,19 @@ class FakeController:
     token: str = ""
     address: str = ""
     polls: int = 0
+    seen: dict[str, int] = field(default_factory=dict)
+    goodbyes: list[str] = field(default_factory=list)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def app(self) -> web.Application:
         app = web.Application()
         app.router.add_get("/fleet", self._fleet)
+        app.router.add_delete("/fleet/gateways/{id}", self._goodbye)
         return app
+
+    async def _goodbye(self, request: web.Request) -> web.Response:
+        self.goodbyes.append(request.match_info["id"])
+        return web.Response(status=204)
 
     def set(self, *workers: WorkerRecord, left: tuple[str, ...] = ()) -> None:
         self.workers, self.left = workers, left
@@ -224,6 +235,7 @@ class FakeController:
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
             return web.Response(status=401)
         query = request.query
+        self.seen[query["gateway"]] = int(query.get("after", 0))
         if query.get("epoch") == self.epoch and int(query["after"]) >= self.version:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(float(query["wait_s"])):

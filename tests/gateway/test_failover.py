@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from protocol.errors import TriremeError
+from protocol.fleet import Load
 from tests.gateway.fakes import MODEL, WORDS, FakeWorker, Stack, stack, until
 
 TEXT = "".join(WORDS)
@@ -373,3 +374,28 @@ async def test_a_worker_that_falls_silent_is_left(http: aiohttp.ClientSession, s
         while not s.workers[0].requests:
             status, events = await ask(http, s, stream=True)
         assert (status, text_of(events), events[-1]) == (200, TEXT, b"[DONE]")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_stream_that_draining_workers_hand_over_is_no_failure(
+    http: aiohttp.ClientSession, stream: bool
+) -> None:
+    """However many drain one after the other: no quarantine, no end of retries, no breaker."""
+    draining = TriremeError("draining", "This worker is shutting down.")
+    leaving = [FakeWorker(f"w{i}", fail_after=(2, draining)) for i in range(4)]
+    async with stack(*leaving, FakeWorker("w9"), routing="least_loaded") as s:
+        *first, last = s.controller.workers
+        s.controller.set(*first, last.model_copy(update={"load": Load(waiting_tokens=10_000)}))
+        view = s.app.state.gateway.view
+        await until(lambda: view.snapshot.workers["w9"].load.waiting_tokens)
+        for _ in range(4):
+            status, answer = await ask(http, s, stream=stream)
+            assert status == 200
+            text = text_of(answer) if stream else answer["choices"][0]["message"]["content"]
+            assert text == TEXT
+        assert [len(worker.requests) for worker in s.workers] == [4] * 5
+        async with http.get(s.url + "/metrics") as shown:
+            lines = (await shown.text()).splitlines()
+        states = [line for line in lines if line.startswith("trireme_gateway_worker_breaker_state")]
+        assert states
+        assert all(line.endswith(" 0.0") for line in states)

@@ -124,3 +124,13 @@ async def test_nonsense_from_a_controller_is_as_no_answer() -> None:
         await asyncio.sleep(0.1)
         assert not view.snapshot.synced
         assert view.reachable == 0
+
+
+async def test_a_poll_says_who_asks_and_what_it_has_seen_and_the_end_says_goodbye() -> None:
+    controller = FakeController()
+    async with serving(controller.app()) as address:
+        async with watching(address) as view:
+            controller.set(record("w1"))
+            await until(lambda: "w1" in view.snapshot.workers)
+            await until(lambda: controller.seen and set(controller.seen.values()) == {2})
+        assert controller.goodbyes == list(controller.seen)

@@ -119,7 +119,7 @@ async def test_draining_refuses_new_requests_and_finishes_running_ones(
 
 
 async def test_a_drain_is_bounded(start_worker: Any) -> None:
-    worker = await start_worker(sim_itl_ms=50, sim_tokens=10_000, drain_timeout=0.05)
+    worker = await start_worker(sim_itl_ms=50, sim_tokens=10_000, drain_grace_s=0.05)
     running = asyncio.create_task(worker.events(prompt="x"))
     await worker.until_running()
     await asyncio.wait_for(worker.drain(), 0.5)

@@ -17,6 +17,7 @@ from tests.worker.model.encoders import PAIRS, TEXTS, tokenizer_of
 from worker.admission import Admission
 from worker.embed_service import EmbedService
 from worker.engine.protocol import EngineInfo, Pair
+from worker.handover import Handover
 from worker.metrics import Metrics
 from worker.runtime import Ready
 from worker.sentence_files import SentenceFiles
@@ -59,6 +60,7 @@ class FakeRuntime:
             limit=None, capacity=1, max_queue_requests=8, max_queue_tokens=9999, clock=lambda: 0.0
         )
         self.settings = SimpleNamespace(embed_in_truncate=truncate)
+        self.handover = Handover()
         self._ready = Ready(engine, info, text, admission)
 
     def require(self, *_fence: Any) -> Ready:

@@ -38,8 +38,12 @@ class ListedFleet(BaseModel):
 
 def controller_client(address: str, token: str) -> httpx.Client:
     """A client of the controller at `address`, with the cluster token if there is one."""
-    headers = {b"authorization": b"Bearer " + token.encode()} if token else {}
-    return httpx.Client(base_url=address, headers=headers, timeout=5, trust_env=False)
+    return httpx.Client(base_url=address, headers=bearer_of(token), timeout=5, trust_env=False)
+
+
+def bearer_of(token: str) -> dict[bytes, bytes]:
+    """The header that shows the cluster token, if there is one."""
+    return {b"authorization": b"Bearer " + token.encode()} if token else {}
 
 
 def read_fleet(client: httpx.Client) -> ListedFleet:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from trireme.cli.bench import bench
 from trireme.cli.chat import ChatSettings, chat
+from trireme.cli.drain import drain
 from trireme.cli.fleet_api import controller_client
 from trireme.cli.launch import become
 from trireme.cli.status import show_status
@@ -106,6 +107,43 @@ def status_command(
     """Show the workers that a controller knows: models, state, load."""
     with controller_client(controller_address, cluster_token) as client:
         raise typer.Exit(show_status(client, Console(), as_json=as_json, watch=watch))
+
+
+@app.command("drain")
+def drain_command(
+    worker: Annotated[
+        str, typer.Argument(help="its address, its instance id or the beginning of that")
+    ],
+    now: Annotated[
+        bool, typer.Option("--now", help="running requests go on elsewhere at once")
+    ] = False,
+    grace_s: Annotated[
+        float | None,
+        typer.Option(min=0, help="seconds that running requests get (default: as the worker has)"),
+    ] = None,
+    timeout_s: Annotated[
+        float, typer.Option(min=0, help="seconds to wait until the worker is gone")
+    ] = 150.0,
+    controller_address: Annotated[
+        str, typer.Option(help="base URL of a controller")
+    ] = "http://127.0.0.1:21001",
+    cluster_token: Annotated[
+        str, typer.Option(envvar="TRIREME_CLUSTER_TOKEN", help="secret shared by the tiers")
+    ] = "",
+) -> None:
+    """Have a worker finish what it has, or hand it over, and stop. No request is lost."""
+    if now and grace_s is not None:
+        raise typer.BadParameter("--now is --grace-s 0: give one of them")
+    with controller_client(controller_address, cluster_token) as client:
+        code = drain(
+            client,
+            cluster_token,
+            worker,
+            Console(),
+            grace_s=0.0 if now else grace_s,
+            timeout_s=timeout_s,
+        )
+    raise typer.Exit(code)
 
 
 @app.command("chat")

@@ -28,11 +28,12 @@ HANG_UP_S: Final = 0.3
 
 
 class ExitRequest:
-    """Lets code inside the app end its process with an exit code of its own."""
+    """Lets code inside the app end its process, with an exit code of its own or by a drain."""
 
     def __init__(self) -> None:
         self.code: int | None = None
         self.reason = ""
+        self.drain = False
 
     def ask(self, code: int, reason: str = "") -> None:
         """Stop serving and return `code`; the first call wins.
@@ -41,6 +42,10 @@ class ExitRequest:
         """
         if self.code is None:
             self.code, self.reason = code, reason
+
+    def ask_drain(self) -> None:
+        """Drain and stop, as after a first SIGTERM."""
+        self.drain = True
 
 
 class _Server(uvicorn.Server):
@@ -91,6 +96,8 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if self._exit_request.code is not None:
             self.should_exit = True
+        if self._exit_request.drain:
+            self._begin_drain()
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: object) -> None:
@@ -102,7 +109,9 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     def _begin_drain(self) -> None:
-        if self._draining is None:
+        if self._drain is None:
+            self.should_exit = True
+        elif self._draining is None:
             self._draining = asyncio.create_task(self._drain_then_exit())
 
     async def _drain_then_exit(self) -> None:
