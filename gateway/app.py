@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from random import Random
+from secrets import token_hex
 from time import monotonic
 from typing import Final
 
@@ -21,6 +23,7 @@ from gateway.body import error_of
 from gateway.breaker import Breakers
 from gateway.config import GatewaySettings
 from gateway.dispatch import Dispatcher
+from gateway.drift import LOOK_EVERY_S, DriftWatch
 from gateway.edge import Authentication, HeaderCheck, RequestContext
 from gateway.errors import error_response, install_error_handlers
 from gateway.fastchat_client import FastChatClient
@@ -62,7 +65,8 @@ def create_app(
     view = FleetView(settings.controller_address)
     breakers = Breakers()
     metrics = GatewayMetrics()
-    metrics.show_fleet(lambda: view.snapshot, lambda: breakers.states(monotonic()))
+    drift = DriftWatch(token_hex(8))
+    metrics.show_fleet(lambda: view.snapshot, lambda: breakers.states(monotonic()), drift.drifts)
     keys = TokenSet(settings.accepted_keys())
     sibling = join(lambda: shown(metrics.registry)) if join is not None else None
     draining = False
@@ -96,6 +100,7 @@ def create_app(
                 metrics,
                 breakers=breakers,
                 restart_wait_s=settings.restart_wait_s,
+                drift=drift,
                 rng=Random(),
             )
             responses = ResponseStore(
@@ -110,6 +115,7 @@ def create_app(
                 view, settings.controller_address, session, settings.cluster_token, changed
             )
             watch.start()
+            looking = asyncio.create_task(_look_for_ever(drift, view))
             try:
                 if sibling is not None:
                     await watch.first_answer(FIRST_ANSWER_S)
@@ -118,6 +124,8 @@ def create_app(
             finally:
                 if sibling is not None:
                     await sibling.stop()
+                looking.cancel()
+                await asyncio.gather(looking, return_exceptions=True)
                 await watch.stop()
                 pool.close()
 
@@ -177,3 +185,11 @@ def create_app(
     )
     app.add_middleware(RequestContext, finished=finished)
     return app
+
+
+async def _look_for_ever(drift: DriftWatch, view: FleetView) -> None:
+    """Until cancelled; a fleet that no controller tells of is no measure."""
+    while True:
+        await asyncio.sleep(LOOK_EVERY_S)
+        if not view.snapshot.stale:
+            drift.look(view.snapshot.workers.values())

@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 from pydantic import BaseModel
 
 from gateway.breaker import Breaker, Breakers
+from gateway.drift import DriftWatch
 from gateway.fastchat_client import needs_native
 from gateway.fleet_view import FleetView
 from gateway.metrics import GatewayMetrics
@@ -90,6 +91,7 @@ class Dispatcher:
         metrics: GatewayMetrics,
         *,
         breakers: Breakers,
+        drift: DriftWatch,
         rng: Random,
         restart_wait_s: float = 30.0,
     ) -> None:
@@ -99,6 +101,7 @@ class Dispatcher:
         self._policy = policy
         self._metrics = metrics
         self._breakers = breakers
+        self._drift = drift
         self._rng = rng
         self._restart_wait_s = restart_wait_s
         self._waiting: set[asyncio.Future[None]] = set()
@@ -140,8 +143,9 @@ class Dispatcher:
         """Vectors from any worker that can; goes to the next when one fails."""
 
         async def ask(worker: WorkerRecord, left_s: float) -> EmbedResponse:
-            fenced = request.model_copy(update=_fence(worker, request.model))
-            return await self._clients[worker.wire].embed(worker, fenced, left_s)
+            fenced = request.model_copy(update=self._fence(worker, request.model))
+            with self._drift.request(worker):
+                return await self._clients[worker.wire].embed(worker, fenced, left_s)
 
         tokens = sum(1 + len(one) // 4 for one in request.inputs)
         return await self._call(request.model, tokens, "embeddings", timeout_s, ask)
@@ -170,10 +174,12 @@ class Dispatcher:
         """
 
         async def ask(worker: WorkerRecord, left_s: float) -> _Model:
-            fenced = request
-            if isinstance(request, ScoreRequest):
-                fenced = request.model_copy(update=_fence(worker, request.model))
-            return await self._clients[worker.wire].call(worker, fenced, answer, left_s)
+            client = self._clients[worker.wire]
+            if not isinstance(request, ScoreRequest):
+                return await client.call(worker, request, answer, left_s)
+            fenced = request.model_copy(update=self._fence(worker, request.model))
+            with self._drift.request(worker):
+                return await client.call(worker, fenced, answer, left_s)
 
         return await self._call(request.model, tokens, capability, timeout_s, ask, native=True)
 
@@ -196,10 +202,11 @@ class Dispatcher:
                     continue
                 raise
             progress.begin(worker.model(request.model))
-            fenced = _attempt(progress.attempt(), worker, retry.tries, left_s)
+            fenced = self._fenced(progress.attempt(), worker, retry.tries, left_s)
             stream = self._clients[worker.wire].generate(worker, fenced)
             try:
-                with self._lend(worker, tokens + progress.num_tokens) as breaker:
+                lent = self._lend(worker, tokens + progress.num_tokens)
+                with lent as breaker, self._drift.request(worker):
                     async with aclosing(stream) as batches:
                         async for batch in batches:
                             if isinstance(batch[0], Started):
@@ -332,6 +339,28 @@ class Dispatcher:
             found = self._groups[model, capability] = Group(able)
         return found
 
+    def _fenced(
+        self, request: GenerateRequest, worker: WorkerRecord, number: int, left_s: float | None
+    ) -> GenerateRequest:
+        """The request as this worker gets it."""
+        return request.model_copy(
+            update={
+                "request_id": f"{request.request_id}.{number}",
+                "deadline_s": left_s,
+                **self._fence(worker, request.model),
+            }
+        )
+
+    def _fence(self, worker: WorkerRecord, model: str) -> dict[str, str | None]:
+        """Whom the request is meant for, and by whose account."""
+        if worker.wire != "native":
+            return {}
+        return {
+            "instance_id": worker.instance_id,
+            "digest": _digest(worker, model) or None,
+            "gateway": self._drift.gateway_id,
+        }
+
     @contextmanager
     def _lend(self, worker: WorkerRecord, tokens: int) -> Iterator[Breaker]:
         """The worker has one request more, until the block ends; transport failures are noted."""
@@ -398,27 +427,8 @@ class _Retry:
         self._metrics.retried(self._model, error.code, resumed=delivered)
 
 
-def _attempt(
-    request: GenerateRequest, worker: WorkerRecord, number: int, left_s: float | None
-) -> GenerateRequest:
-    """The request as this worker gets it."""
-    return request.model_copy(
-        update={
-            "request_id": f"{request.request_id}.{number}",
-            "deadline_s": left_s,
-            **_fence(worker, request.model),
-        }
-    )
-
-
 def _too_late(limit_s: float | None) -> TriremeError:
     return TriremeError("deadline_exceeded", f"The request was not finished within {limit_s:g} s.")
-
-
-def _fence(worker: WorkerRecord, model: str) -> dict[str, str | None]:
-    if worker.wire != "native":
-        return {}
-    return {"instance_id": worker.instance_id, "digest": _digest(worker, model) or None}
 
 
 def _digest(worker: WorkerRecord, model: str) -> str:

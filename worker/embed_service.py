@@ -36,7 +36,7 @@ class EmbedService:
         if not ready.info.embeds:
             message = f"The model `{request.model}` gives no embeddings."
             raise TriremeError("unsupported_by_model", message, param="model")
-        with self._runtime.request():
+        with self._runtime.request(request.gateway):
             names = [f"input[{at}]" for at in range(len(request.inputs))]
             pieces = await asyncio.to_thread(self._pieces, ready, request.inputs, names)
             vectors = await self._vectors(ready, pieces, request.dimensions)
@@ -54,7 +54,7 @@ class EmbedService:
                 not fit; or as `embed`.
         """
         ready = self._runtime.require(request.model, request.instance_id, request.digest)
-        with self._runtime.request():
+        with self._runtime.request(request.gateway):
             if ready.info.scores:
                 return await self._cross_encoded(ready, request)
             if ready.info.embeds:
