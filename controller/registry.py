@@ -24,7 +24,7 @@ from protocol.fleet import FleetSnapshot, WorkerRecord
 Outcome: TypeAlias = Literal["joined", "changed", "renewed", "stale", "conflict"]
 TOMBSTONE_TTLS: Final = 2
 _FIELDS: Final = tuple(name for name in WorkerRecord.model_fields if name != "seq")
-_LOAD_FIELDS: Final = frozenset("load engine_step busy speed queue_length".split())
+_LOAD_FIELDS: Final = frozenset("load engine_step busy speed queue_length serving".split())
 """Fields that change with the work a worker has: gateways learn of them a little later."""
 SILENT_SHARE: Final = 0.5
 """A worker counts as silent when less than this share of its lease is left."""

@@ -57,7 +57,7 @@ async def respond(
         ClientDisconnect: the client went away; the workers were told to stop.
     """
     gateway = gateway_of(request)
-    batches = merged([gateway.dispatcher.generate(one) for one in requests], AT_ONCE)
+    batches = merged([gateway.dispatcher.generate(one, arrival.trail) for one in requests], AT_ONCE)
     answer = Answer(batches, renderer, gateway.metrics, requests[0].model, arrival.arrived_s)
     if not stream:
         try:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from random import Random
+from secrets import token_hex
 from time import monotonic
 from typing import Final
 
@@ -21,6 +25,7 @@ from gateway.body import error_of
 from gateway.breaker import Breakers
 from gateway.config import GatewaySettings
 from gateway.dispatch import Dispatcher
+from gateway.drift import LOOK_EVERY_S, DriftWatch
 from gateway.edge import Authentication, HeaderCheck, RequestContext
 from gateway.errors import error_response, install_error_handlers
 from gateway.fastchat_client import FastChatClient
@@ -29,10 +34,12 @@ from gateway.fleet_watch import FleetWatch
 from gateway.http_client import HttpPool
 from gateway.metrics import UNKNOWN_MODEL, GatewayMetrics
 from gateway.openapi import DESCRIBED
+from gateway.operators import OperatorGuard, TwoDoors
 from gateway.responses.store import ResponseStore
 from gateway.routes import BUSY_ROUTES, ROUTERS
 from gateway.routing import POLICIES
 from gateway.state import Gateway
+from gateway.trail import Trails
 from gateway.worker_client import NativeClient, Timeouts, WorkerHttp, open_session
 from protocol import __version__
 from protocol.errors import quoted
@@ -62,9 +69,13 @@ def create_app(
     view = FleetView(settings.controller_address)
     breakers = Breakers()
     metrics = GatewayMetrics()
-    metrics.show_fleet(lambda: view.snapshot, lambda: breakers.states(monotonic()))
+    drift = DriftWatch(token_hex(8))
+    metrics.show_fleet(lambda: view.snapshot, lambda: breakers.states(monotonic()), drift.drifts)
     keys = TokenSet(settings.accepted_keys())
+    trails = Trails()
     sibling = join(lambda: shown(metrics.registry)) if join is not None else None
+    if sibling is not None:
+        sibling.keeps(trails.report)
     draining = False
 
     @asynccontextmanager
@@ -96,6 +107,7 @@ def create_app(
                 metrics,
                 breakers=breakers,
                 restart_wait_s=settings.restart_wait_s,
+                drift=drift,
                 rng=Random(),
             )
             responses = ResponseStore(
@@ -104,12 +116,21 @@ def create_app(
                 settings.stored_response_ttl_s,
             )
             app.state.gateway = Gateway(
-                settings, view, dispatcher, metrics, responses, bool(keys), int(time.time())
+                settings,
+                view,
+                dispatcher,
+                metrics,
+                responses,
+                bool(keys),
+                int(time.time()),
+                trails,
+                find_route,
             )
             watch = FleetWatch(
                 view, settings.controller_address, session, settings.cluster_token, changed
             )
             watch.start()
+            looking = asyncio.create_task(_look_for_ever(drift, view))
             try:
                 if sibling is not None:
                     await watch.first_answer(FIRST_ANSWER_S)
@@ -118,8 +139,17 @@ def create_app(
             finally:
                 if sibling is not None:
                     await sibling.stop()
+                looking.cancel()
+                await asyncio.gather(looking, return_exceptions=True)
                 await watch.stop()
                 pool.close()
+
+    async def find_route(request_id: str) -> str | None:
+        found = trails.report(request_id)
+        if found is None and sibling is not None:
+            with contextlib.suppress(TimeoutError):
+                return await sibling.find(request_id)
+        return found
 
     def not_ready() -> str | None:
         if draining:
@@ -166,14 +196,26 @@ def create_app(
     # the last one added is the outermost
     app.add_middleware(Shortcut, routes=BUSY_ROUTES, render=error_response)
     app.add_middleware(HeaderCheck)
-    app.add_middleware(Authentication, keys=keys)
+    app.add_middleware(
+        TwoDoors,
+        clients=partial(Authentication, keys=keys),
+        operators=partial(OperatorGuard, tokens=TokenSet([settings.cluster_token])),
+    )
     app.add_middleware(
         CORSMiddleware,
         allow_origins=settings.allowed_origins,
         allow_credentials=settings.allow_credentials,
         allow_methods=settings.allowed_methods,
         allow_headers=settings.allowed_headers,
-        expose_headers=["x-request-id", "request-id"],
+        expose_headers=["x-request-id", "request-id", "x-trireme-worker", "x-trireme-attempts"],
     )
     app.add_middleware(RequestContext, finished=finished)
     return app
+
+
+async def _look_for_ever(drift: DriftWatch, view: FleetView) -> None:
+    """Until cancelled; a fleet that no controller tells of is no measure."""
+    while True:
+        await asyncio.sleep(LOOK_EVERY_S)
+        if not view.snapshot.stale:
+            drift.look(view.snapshot.workers.values())

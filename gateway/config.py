@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from gateway.routing import POLICIES
 from trireme.service.settings import Strings, TierSettings, settings_config
 
-SUMMED_GAUGES: Final = ("trireme_gateway_requests_in_flight",)
+SUMMED_GAUGES: Final = ("trireme_gateway_requests_in_flight", "trireme_gateway_in_flight_drift")
 """Gauges of which each of several processes has its own share."""
 
 

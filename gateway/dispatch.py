@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from random import Random
 from time import monotonic
@@ -18,20 +18,25 @@ from typing import Final, TypeVar
 from pydantic import BaseModel
 
 from gateway.breaker import Breaker, Breakers
+from gateway.candidates import Sieve, left_out
+from gateway.drift import DriftWatch
 from gateway.fastchat_client import needs_native
 from gateway.fleet_view import FleetView
 from gateway.metrics import GatewayMetrics
 from gateway.prefix import Fingerprint, PrefixIndex, fingerprint, prompt_tokens
 from gateway.progress import Progress
-from gateway.routing import Group, InFlight, Policy, Query
+from gateway.routing import Decision, Group, InFlight, Policy, Query
+from gateway.trail import Attempt, Out, Trail
 from gateway.worker_client import Question, WorkerClient
 from protocol.errors import TriremeError, quoted
 from protocol.fleet import Capability, WorkerRecord
 from protocol.generation import (
+    Done,
     EmbedRequest,
     EmbedResponse,
     Event,
     GenerateRequest,
+    ScoreRequest,
     Started,
     TokenizeRequest,
 )
@@ -92,6 +97,7 @@ class Dispatcher:
         metrics: GatewayMetrics,
         *,
         breakers: Breakers,
+        drift: DriftWatch,
         rng: Random,
         restart_wait_s: float = 30.0,
     ) -> None:
@@ -101,11 +107,12 @@ class Dispatcher:
         self._policy = policy
         self._metrics = metrics
         self._breakers = breakers
+        self._drift = drift
         self._rng = rng
         self._restart_wait_s = restart_wait_s
         self._waiting: set[asyncio.Future[None]] = set()
         self._prefixes = PrefixIndex()
-        self._groups: dict[tuple[str, Capability | None], Group] = {}
+        self._groups: dict[tuple[str, Capability | None], tuple[Group, Sequence[Out]]] = {}
         self._groups_of = view.snapshot
         self._budget = RetryBudget()
 
@@ -128,40 +135,52 @@ class Dispatcher:
             )
         raise _no_worker(model)
 
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[list[Event], None]:
+    def generate(
+        self, request: GenerateRequest, trail: Trail | None = None
+    ) -> AsyncGenerator[list[Event], None]:
         """Events as they come together, `Started` first, `Done` last.
 
         Close it to abort the request on its worker.
 
+        Args:
+            trail: where the attempts are noted.
+
         Raises:
             TriremeError: instead of a `Failed` event, by the generator.
         """
-        return self._attempts(request, fingerprint(request), prompt_tokens(request))
+        noted = trail or Trail()
+        return self._attempts(request, fingerprint(request), prompt_tokens(request), noted)
 
-    async def embed(self, request: EmbedRequest, timeout_s: float) -> EmbedResponse:
+    async def embed(
+        self, request: EmbedRequest, timeout_s: float, trail: Trail | None = None
+    ) -> EmbedResponse:
         """Vectors from any worker that can; goes to the next when one fails."""
 
         async def ask(worker: WorkerRecord, left_s: float) -> EmbedResponse:
-            fenced = request.model_copy(update=_fence(worker, request.model))
-            return await self._clients[worker.wire].embed(worker, fenced, left_s)
+            fenced = request.model_copy(update=self._account(worker, request.model))
+            with self._drift.request(worker):
+                return await self._clients[worker.wire].embed(worker, fenced, left_s)
 
         tokens = sum(1 + len(one) // 4 for one in request.inputs)
-        return await self._call(request.model, tokens, "embeddings", timeout_s, ask)
+        return await self._call(request.model, tokens, "embeddings", timeout_s, ask, trail)
 
-    async def count(self, request: TokenizeRequest, timeout_s: float) -> tuple[int, int]:
+    async def count(
+        self, request: TokenizeRequest, timeout_s: float, trail: Trail | None = None
+    ) -> tuple[int, int]:
         """(tokens of the prompt, context length of the model)."""
 
         async def ask(worker: WorkerRecord, left_s: float) -> tuple[int, int]:
             fenced = request.model_copy(update=_fence(worker, request.model))
             return await self._clients[worker.wire].count(worker, fenced, left_s)
 
-        return await self._call(request.model, 1, None, timeout_s, ask)
+        return await self._call(request.model, 1, None, timeout_s, ask, trail)
 
     async def ask(
         self,
         request: Question,
         answer: type[_Model],
         timeout_s: float,
+        trail: Trail | None = None,
         *,
         tokens: int = 1,
         capability: Capability | None = None,
@@ -173,15 +192,22 @@ class Dispatcher:
         """
 
         async def ask(worker: WorkerRecord, left_s: float) -> _Model:
-            fenced = request.model_copy(update=_fence(worker, request.model))
-            return await self._clients[worker.wire].call(worker, fenced, answer, left_s)
+            client = self._clients[worker.wire]
+            if not isinstance(request, ScoreRequest):
+                fenced = request.model_copy(update=_fence(worker, request.model))
+                return await client.call(worker, fenced, answer, left_s)
+            scored = request.model_copy(update=self._account(worker, request.model))
+            with self._drift.request(worker):
+                return await client.call(worker, scored, answer, left_s)
 
-        return await self._call(request.model, tokens, capability, timeout_s, ask, native=True)
+        return await self._call(
+            request.model, tokens, capability, timeout_s, ask, trail, native=True
+        )
 
     # ---- streams --------------------------------------------------------------------------------
 
     async def _attempts(
-        self, request: GenerateRequest, prefix: Fingerprint, tokens: int
+        self, request: GenerateRequest, prefix: Fingerprint, tokens: int, trail: Trail
     ) -> AsyncGenerator[list[Event], None]:
         begun, limit_s = monotonic(), request.deadline_s
         retry = _Retry(self._budget, self._metrics, request.model)
@@ -191,21 +217,27 @@ class Dispatcher:
             if left_s is not None and left_s <= 0:
                 raise _too_late(limit_s)
             try:
-                worker = self._choose(request, prefix, tokens, retry, progress)
+                decision, out = self._choose(request, prefix, tokens, retry, progress)
             except TriremeError:
                 if await self._another_fleet(request.model, retry, left_s):
                     continue
                 raise
+            worker = decision.chosen.worker
             progress.begin(worker.model(request.model))
-            fenced = _attempt(progress.attempt(), worker, retry.tries, left_s)
+            fenced = self._fenced(progress.attempt(), worker, retry.tries, left_s)
             stream = self._clients[worker.wire].generate(worker, fenced)
+            attempt = trail.attempt(request.request_id, retry.tries, decision, out)
             try:
-                with self._lend(worker, tokens + progress.num_tokens) as breaker:
+                lent = self._lend(worker, tokens + progress.num_tokens, attempt)
+                with lent as breaker, self._drift.request(worker):
                     async with aclosing(stream) as batches:
                         async for batch in batches:
                             if isinstance(batch[0], Started):
                                 breaker.end(False, monotonic())
+                                attempt.answered()
                                 self._prefixes.record(prefix, worker.instance_id)
+                            if isinstance(batch[-1], Done):
+                                attempt.end("done", batch[-1].cached_tokens)
                             if events := progress.take(batch):
                                 yield events
                             if progress.fault is not None:
@@ -223,24 +255,25 @@ class Dispatcher:
         tokens: int,
         retry: _Retry,
         progress: Progress,
-    ) -> WorkerRecord:
-        group = self._candidates(request.model, retry, _capability(request))
+    ) -> tuple[Decision, Sequence[Out]]:
+        left = self._candidates(request.model, retry, _capability(request))
         if needs_native(request):
-            group = _native(group)
+            left.prefer_native()
         if progress.delivered:
             others = (
                 w.instance_id
-                for w in group.workers
+                for w in left.group.workers
                 if w.wire != "native" or not progress.can_go_on(w.model(request.model))
             )
-            group = _without(group, others, or_none=True)
-            if not group.workers:
+            left.drop("another digest or context", others, or_none=True)
+            if not left.group.workers:
                 message = "The worker failed in the middle of the answer, and no other can go on."
                 raise TriremeError("worker_lost", message) from retry.last
-        if not group.workers:
+        if not left.group.workers:
             raise retry.last or _no_worker(request.model)
-        matched = self._prefixes.matched_tokens(prefix, group.by_id)
-        return self._policy(Query(group, tokens, self.in_flight.unreported, matched), self._rng)
+        matched = self._prefixes.matched_tokens(prefix, left.group.by_id)
+        query = Query(left.group, tokens, self.in_flight.unreported, matched)
+        return self._policy(query, self._rng), left.out
 
     # ---- calls ----------------------------------------------------------------------------------
 
@@ -251,27 +284,33 @@ class Dispatcher:
         capability: Capability | None,
         timeout_s: float,
         ask: Callable[[WorkerRecord, float], Awaitable[_Answer]],
+        trail: Trail | None,
         *,
         native: bool = False,
     ) -> _Answer:
         begun = monotonic()
+        trail = trail or Trail()
         retry = _Retry(self._budget, self._metrics, model)
         while True:
             left_s = timeout_s - (monotonic() - begun)
             if left_s <= 0:
                 raise _too_late(timeout_s)
-            group = self._candidates(model, retry, capability)
+            left = self._candidates(model, retry, capability)
             if native:
-                group = _native(group)
-            if not group.workers:
+                left.prefer_native()
+            if not left.group.workers:
                 if await self._another_fleet(model, retry, left_s):
                     continue
                 raise retry.last or _no_worker(model)
-            worker = self._policy(Query(group, tokens, self.in_flight.unreported), self._rng)
+            query = Query(left.group, tokens, self.in_flight.unreported)
+            decision = self._policy(query, self._rng)
+            worker = decision.chosen.worker
+            attempt = trail.attempt(trail.request_id, retry.tries, decision, left.out)
             try:
-                with self._lend(worker, tokens) as breaker:
+                with self._lend(worker, tokens, attempt) as breaker:
                     answer = await ask(worker, left_s)
                     breaker.end(False, monotonic())
+                    attempt.end("done")
                     return answer
             except TriremeError as error:
                 retry.note(worker, error)
@@ -308,21 +347,23 @@ class Dispatcher:
             return True
         return any(worker.state == "failed" for worker in found)
 
-    def _candidates(self, model: str, retry: _Retry, capability: Capability | None) -> Group:
+    def _candidates(self, model: str, retry: _Retry, capability: Capability | None) -> Sieve:
         """Ready workers that were not tried yet; ejected ones only when there is no other, and
         those that failed a moment ago only when there is none better."""
-        able = self._able(model, capability)
+        able, lacking = self._able(model, capability)
+        left = Sieve(able, lacking)
         if not able.workers:
             if not self._view.snapshot.serving(model):
-                return able
+                return left
             message = f"The model `{quoted(model)}` does not do {capability}."
             raise TriremeError("unsupported_by_model", message, param="model")
         now_s = monotonic()
-        untried = _without(able, retry.tried(able), or_none=True)
-        admitted = _without(untried, self._breakers.ejected(able.by_id.keys(), now_s))
-        return _without(admitted, self._breakers.set_aside(now_s))
+        left.drop("tried", retry.tried(able), or_none=True)
+        left.drop("ejected", self._breakers.ejected(able.by_id.keys(), now_s))
+        left.drop("set aside", self._breakers.set_aside(now_s))
+        return left
 
-    def _able(self, model: str, capability: Capability | None) -> Group:
+    def _able(self, model: str, capability: Capability | None) -> tuple[Group, Sequence[Out]]:
         """The ready workers of a model that do this; found once a snapshot."""
         if self._groups_of is not self._view.snapshot:
             self._groups_of, self._groups = self._view.snapshot, {}
@@ -330,11 +371,30 @@ class Dispatcher:
         if found is None:
             ready = self._groups_of.serving(model)
             able = [w for w in ready if capability is None or _can(w, model, capability)]
-            found = self._groups[model, capability] = Group(able)
+            lacking = {w.instance_id for w in ready} - {w.instance_id for w in able}
+            out = [left_out(f"lacks {capability}", lacking)] if lacking else ()
+            found = self._groups[model, capability] = Group(able), out
         return found
 
+    def _fenced(
+        self, request: GenerateRequest, worker: WorkerRecord, number: int, left_s: float | None
+    ) -> GenerateRequest:
+        """The request as this worker gets it."""
+        return request.model_copy(
+            update={
+                "request_id": f"{request.request_id}.{number}",
+                "deadline_s": left_s,
+                **self._account(worker, request.model),
+            }
+        )
+
+    def _account(self, worker: WorkerRecord, model: str) -> dict[str, str | None]:
+        """The fence, and by whose account the request is."""
+        fence = _fence(worker, model)
+        return {**fence, "gateway": self._drift.gateway_id} if fence else fence
+
     @contextmanager
-    def _lend(self, worker: WorkerRecord, tokens: int) -> Iterator[Breaker]:
+    def _lend(self, worker: WorkerRecord, tokens: int, attempt: Attempt) -> Iterator[Breaker]:
         """The worker has one request more, until the block ends; transport failures are noted."""
         ticket = self.in_flight.begin(worker, tokens)
         breaker = self._breakers[worker.instance_id]
@@ -344,8 +404,10 @@ class Dispatcher:
             yield breaker
         except TriremeError as error:
             failed = True if error.code in _TRANSPORT_FAILURES else None
+            attempt.end(error.code)
             raise
         finally:
+            attempt.end("cancelled")
             breaker.end(failed, monotonic())
             self.in_flight.end(ticket)
 
@@ -401,24 +463,12 @@ class _Retry:
         self._metrics.retried(self._model, error.code, resumed=delivered)
 
 
-def _attempt(
-    request: GenerateRequest, worker: WorkerRecord, number: int, left_s: float | None
-) -> GenerateRequest:
-    """The request as this worker gets it."""
-    return request.model_copy(
-        update={
-            "request_id": f"{request.request_id}.{number}",
-            "deadline_s": left_s,
-            **_fence(worker, request.model),
-        }
-    )
-
-
 def _too_late(limit_s: float | None) -> TriremeError:
     return TriremeError("deadline_exceeded", f"The request was not finished within {limit_s:g} s.")
 
 
 def _fence(worker: WorkerRecord, model: str) -> dict[str, str | None]:
+    """Whom a request is meant for."""
     if worker.wire != "native":
         return {}
     return {"instance_id": worker.instance_id, "digest": _digest(worker, model) or None}
@@ -427,20 +477,6 @@ def _fence(worker: WorkerRecord, model: str) -> dict[str, str | None]:
 def _digest(worker: WorkerRecord, model: str) -> str:
     record = worker.model(model)
     return record.digest if record is not None else ""
-
-
-def _without(group: Group, ids: Iterable[str], *, or_none: bool = False) -> Group:
-    """The group less these; all of it when nobody would be left, unless that is meant."""
-    out = group.by_id.keys() & set(ids)
-    if not out:
-        return group
-    left = [worker for worker in group.workers if worker.instance_id not in out]
-    return Group(left) if left or or_none else group
-
-
-def _native(group: Group) -> Group:
-    """Those that speak our own wire; all when none does, so that one of them says what it lacks."""
-    return _without(group, (w.instance_id for w in group.workers if w.wire != "native"))
 
 
 def _capability(request: GenerateRequest) -> Capability:

@@ -16,6 +16,7 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import error_response
+from gateway.trail import Trail
 from protocol.errors import TriremeError
 from trireme.service import logs
 from trireme.service.auth import TokenSet, bearer
@@ -25,6 +26,9 @@ from trireme.service.ids import short_id
 log = logging.getLogger(__name__)
 
 MAX_HEADER_BYTES: Final = 64 * 1024
+
+WORKER_HEADER: Final = b"x-trireme-worker"
+ATTEMPTS_HEADER: Final = b"x-trireme-attempts"
 
 _HOST: Final = re.compile(r"[A-Za-z0-9._~%:\[\]-]*")
 _ID: Final = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
@@ -72,7 +76,7 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *id_headers]
+                message["headers"] = [*message.get("headers", ()), *id_headers, *_route(scope)]
             await send(message)
 
         try:
@@ -88,6 +92,14 @@ class RequestContext:
         finally:
             self._finished(scope, status, perf_counter() - begun)
             logs.request_id.reset(token)
+
+
+def _route(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer that a worker took part in."""
+    trail: Trail | None = scope["state"].get("trail")
+    if trail is None or not trail.tries:
+        return []
+    return [(WORKER_HEADER, trail.last.encode()), (ATTEMPTS_HEADER, b"%d" % trail.tries)]
 
 
 class HeaderCheck:

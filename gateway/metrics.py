@@ -95,10 +95,13 @@ class GatewayMetrics:
         return TokenTimes(self._ttft.labels(model), self._itl.labels(model), arrived_s)
 
     def show_fleet(
-        self, snapshot: Callable[[], Snapshot], breakers: Callable[[], Mapping[str, BreakerState]]
+        self,
+        snapshot: Callable[[], Snapshot],
+        breakers: Callable[[], Mapping[str, BreakerState]],
+        drifts: Callable[[], Mapping[str, int]],
     ) -> None:
         """Series that are read off the fleet at the time of the scrape."""
-        self.registry.register(_FleetCollector(snapshot, breakers))
+        self.registry.register(_FleetCollector(snapshot, breakers, drifts))
 
 
 class TokenTimes:
@@ -122,10 +125,14 @@ class TokenTimes:
 
 class _FleetCollector(Collector):
     def __init__(
-        self, snapshot: Callable[[], Snapshot], breakers: Callable[[], Mapping[str, BreakerState]]
+        self,
+        snapshot: Callable[[], Snapshot],
+        breakers: Callable[[], Mapping[str, BreakerState]],
+        drifts: Callable[[], Mapping[str, int]],
     ) -> None:
         self._snapshot = snapshot
         self._breakers = breakers
+        self._drifts = drifts
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         snapshot = self._snapshot()
@@ -149,3 +156,12 @@ class _FleetCollector(Collector):
         for instance_id, state in self._breakers().items():
             breakers.add_metric([instance_id], _BREAKER_VALUES[state])
         yield breakers
+        drifts = GaugeMetricFamily(
+            "trireme_gateway_in_flight_drift",
+            "Requests of this gateway that a worker counts beyond those that there are; below 0: "
+            "that it does not know of.",
+            labels=["worker"],
+        )
+        for instance_id, drift in self._drifts().items():
+            drifts.add_metric([instance_id], drift)
+        yield drifts

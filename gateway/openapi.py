@@ -61,7 +61,16 @@ DESCRIBED: Final = openapi.Described(
         "x-request-id": {
             "description": "the client's own when it sent a plain one, else a new one",
             "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:+/=@-]{1,128}$"},
-        }
+        },
+        "x-trireme-worker": {
+            "description": "the worker that was tried last, as `trireme status` shows it; "
+            "absent where none was",
+            "schema": {"type": "string", "maxLength": 8},
+        },
+        "x-trireme-attempts": {
+            "description": "workers that were tried so far; 1 when the first one answered",
+            "schema": {"type": "integer", "minimum": 1},
+        },
     },
     parameters=(
         {

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from random import Random
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from protocol.fleet import WorkerRecord
 
@@ -24,6 +25,7 @@ QUEUED_TOKENS: Final = 256
 """What a request in a FastChat worker's queue is worth; it reports no tokens."""
 BOUND_FACTOR: Final = 2.0
 BOUND_SLACK_TOKENS: Final = 4096.0
+KEPT_CANDIDATES: Final = 16
 SAMPLED_WORKERS: Final = 16
 """So many random ones stand for all when their mean load is asked for."""
 
@@ -60,48 +62,89 @@ class Query:
 
     def backlog(self, worker: WorkerRecord) -> float:
         """Tokens of work before a new request there."""
-        load = worker.load
-        reported = load.waiting_tokens + RUNNING_TOKENS * load.running
-        if worker.wire == "fastchat":
-            reported = QUEUED_TOKENS * worker.queue_length
-        return float(reported + self.unreported(worker))
+        return float(reported_tokens(worker) + self.unreported(worker))
 
     def speed(self, worker: WorkerRecord) -> float:
         """Prefill tokens a second when all candidates have measured it, else the named speed."""
         return worker.load.prefill_tps if self.group.measured else worker.speed or 1.0
 
-    def cost(self, worker: WorkerRecord) -> float:
-        """Time until the prompt is through, in no particular unit."""
-        todo = max(0, self.prompt_tokens - self.matched.get(worker.instance_id, 0))
-        return (self.backlog(worker) + todo) / self.speed(worker)
+    def weighed(self, worker: WorkerRecord) -> Candidate:
+        """The worker with its cost: the time until the prompt is through, in no certain unit."""
+        matched = self.matched.get(worker.instance_id, 0)
+        unreported, speed = self.unreported(worker), self.speed(worker)
+        todo = max(0, self.prompt_tokens - matched)
+        cost = (reported_tokens(worker) + unreported + todo) / speed
+        return Candidate(worker, unreported, matched, speed, cost)
 
 
-Policy: TypeAlias = Callable[[Query, Random], WorkerRecord]
+def reported_tokens(worker: WorkerRecord) -> int:
+    """Tokens of work there, by its last heartbeat."""
+    if worker.wire == "fastchat":
+        return QUEUED_TOKENS * worker.queue_length
+    return worker.load.waiting_tokens + RUNNING_TOKENS * worker.load.running
 
 
-def prefix_aware(query: Query, rng: Random) -> WorkerRecord:
+class Candidate(NamedTuple):
+    """A worker that a policy looked at, and what it saw.
+
+    Attributes:
+        unreported, matched: tokens, as `Query` has them.
+        speed: tokens a second, or what FastChat calls speed.
+    """
+
+    worker: WorkerRecord
+    unreported: int
+    matched: int
+    speed: float
+    cost: float
+
+
+class Decision(NamedTuple):
+    """A worker, and why it was chosen.
+
+    Attributes:
+        looked_at: the workers that were compared, at most `KEPT_CANDIDATES` of them.
+        choices: among how many workers the policy could choose.
+        too_busy: the worker that knew the prompt's prefix best, when it was left out because of
+            its load.
+    """
+
+    chosen: Candidate
+    looked_at: Sequence[Candidate]
+    choices: int
+    prompt_tokens: int
+    too_busy: WorkerRecord | None = None
+
+
+Policy: TypeAlias = Callable[[Query, Random], Decision]
+
+
+def prefix_aware(query: Query, rng: Random) -> Decision:
     """The cheapest of two random workers and the one that knows the prompt's prefix best."""
     choices = _some(query.group, 2, rng)
+    too_busy = None
     found = query.group.by_id
     matching = [found[id_] for id_, tokens in query.matched.items() if tokens and id_ in found]
     if matching:
-        seen = max(matching, key=lambda w: (query.matched[w.instance_id], -query.cost(w)))
+        seen = max(matching, key=lambda w: (query.matched[w.instance_id], -query.weighed(w).cost))
         others = _some(query.group, SAMPLED_WORKERS, rng)
         mean = sum(query.backlog(w) / query.speed(w) for w in others) / len(others)
         bound = BOUND_FACTOR * mean + BOUND_SLACK_TOKENS / query.speed(seen)
         if query.backlog(seen) / query.speed(seen) <= bound:
             choices.append(seen)
-    return _cheapest(query, rng, choices)
+        else:
+            too_busy = seen
+    return _cheapest(query, rng, choices, too_busy)
 
 
-def least_loaded(query: Query, rng: Random) -> WorkerRecord:
+def least_loaded(query: Query, rng: Random) -> Decision:
     """The cheapest of all: it looks at every one."""
     return _cheapest(query, rng, query.group.workers)
 
 
-def random_worker(query: Query, rng: Random) -> WorkerRecord:
+def random_worker(query: Query, rng: Random) -> Decision:
     """Any."""
-    return rng.choice(query.group.workers)
+    return _cheapest(query, rng, [rng.choice(query.group.workers)])
 
 
 def _some(group: Group, count: int, rng: Random) -> list[WorkerRecord]:
@@ -109,11 +152,20 @@ def _some(group: Group, count: int, rng: Random) -> list[WorkerRecord]:
     return list(workers) if len(workers) <= count else rng.sample(workers, count)
 
 
-def _cheapest(query: Query, rng: Random, workers: Sequence[WorkerRecord]) -> WorkerRecord:
+def _cheapest(
+    query: Query,
+    rng: Random,
+    workers: Sequence[WorkerRecord],
+    too_busy: WorkerRecord | None = None,
+) -> Decision:
     """Of equal ones a random one."""
-    if len(workers) == 1:
-        return workers[0]
-    return min(workers, key=lambda worker: (query.cost(worker), rng.random()))
+    weighed = [query.weighed(worker) for worker in workers]
+    chosen = weighed[0]
+    if len(weighed) > 1:
+        chosen = min(weighed, key=lambda one: (one.cost, rng.random()))
+        if len(weighed) > KEPT_CANDIDATES:
+            weighed = nsmallest(KEPT_CANDIDATES, weighed, key=lambda one: one.cost)
+    return Decision(chosen, weighed, len(query.group.workers), query.prompt_tokens, too_busy)
 
 
 POLICIES: Final[Mapping[str, Policy]] = MappingProxyType(

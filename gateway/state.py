@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from gateway.edge import header
 from gateway.fleet_view import FleetView
 from gateway.metrics import GatewayMetrics
 from gateway.responses.store import ResponseStore
+from gateway.trail import Trail, Trails
 from trireme.service.auth import digest
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -32,6 +33,9 @@ class Gateway:
         responses: answers of the Responses API that later requests go on from.
         has_keys: whether clients are told apart by API keys.
         created: unix seconds of the start, shown by the model cards.
+        trails: which workers the last requests of this process went to.
+        find_route: the report of one of them as JSON, of any of several processes; None for one
+            that is not kept.
     """
 
     settings: GatewaySettings
@@ -41,6 +45,8 @@ class Gateway:
     responses: ResponseStore
     has_keys: bool
     created: int
+    trails: Trails
+    find_route: Callable[[str], Awaitable[str | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +58,14 @@ class Arrival:
         cache_salt: tells tenants apart without telling their keys; empty when there are none.
         deadline_s: seconds that the request may take.
         arrived_s: `perf_counter` seconds.
+        trail: notes which workers it goes to.
     """
 
     request_id: str
     cache_salt: str
     deadline_s: float
     arrived_s: float
+    trail: Trail
 
 
 def gateway_of(request: Request) -> Gateway:
@@ -68,14 +76,17 @@ def gateway_of(request: Request) -> Gateway:
 def arrival_of(request: Request) -> Arrival:
     """Raises TriremeError for a malformed `x-request-timeout-ms`."""
     gateway = gateway_of(request)
-    key = request.scope["state"].get("api_key") if gateway.has_keys else None
+    state = request.scope["state"]
+    key = state.get("api_key") if gateway.has_keys else None
+    trail = state["trail"] = Trail(state["request_id"], gateway.trails)
     return Arrival(
-        request_id=request.scope["state"]["request_id"],
+        request_id=state["request_id"],
         cache_salt=digest(key).hex()[:16] if key else "",
         deadline_s=deadline_s(
             header(request.scope, b"x-request-timeout-ms"), gateway.settings.request_timeout_s
         ),
         arrived_s=perf_counter(),
+        trail=trail,
     )
 
 

@@ -11,7 +11,7 @@ Routes (cluster token where one is set):
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,6 +30,10 @@ Feature: TypeAlias = Literal[
 """What a model may lack: answers held to a grammar, log probabilities of the prompt, a chat
 template with variables of its own or a switch for reasoning, answers without any reasoning, beams,
 tokens that mark a gap."""
+
+
+MAX_COUNTED_GATEWAYS: Final = 256
+"""A worker with requests of more of them counts for none."""
 
 
 class _Record(BaseModel):
@@ -94,6 +98,8 @@ class WorkerRecord(_Record):
         busy: whether the engine has work: a still counter means trouble only then.
         ttl_ms: the lease it asks for; 0 takes the controller's default.
         speed, queue_length: the FastChat wire's numbers.
+        serving: requests in service by the `gateway` that they name; those that are not in it have
+            none. None when they are not counted.
     """
 
     instance_id: Annotated[str, Field(min_length=1, max_length=256)]
@@ -112,6 +118,18 @@ class WorkerRecord(_Record):
     speed: Annotated[float, Field(ge=0)] = 1.0
     queue_length: Annotated[int, Field(ge=0)] = 0
     multimodal: bool = False
+    serving: (
+        Annotated[
+            dict[Annotated[str, Field(max_length=64)], Annotated[int, Field(ge=0)]],
+            Field(max_length=MAX_COUNTED_GATEWAYS),
+        ]
+        | None
+    ) = None
+
+    @property
+    def short_id(self) -> str:
+        """The instance id as people and clients see it."""
+        return self.instance_id.removeprefix("fastchat-")[:8]
 
     def model(self, name: str) -> ModelRecord | None:
         """The record of the model `name`, if this worker serves it."""

@@ -20,6 +20,8 @@ from protocol.errors import TriremeError
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 TokenIds: TypeAlias = list[Annotated[int, Field(ge=0)]]
+GatewayId: TypeAlias = Annotated[str, Field(max_length=64)]
+"""Random, one a gateway process: by it a worker counts whose requests it has in service."""
 MAX_BEAMS: Final = 16
 _NOT_IN_BEAM_SEARCH: Final = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "stop": []}
 """What would change how a beam search goes, by its value that asks for nothing."""
@@ -162,6 +164,7 @@ class GenerateRequest(_Wire):
             these tokens. `sampling.seed` is then the one that `Started` told, so that the tokens
             are those that the other worker would have given. When all have ended only `Done` comes.
         instance_id, digest: fencing; when given and not the worker's own, `wrong_instance`.
+        gateway: whose request it is; not counted when empty.
     """
 
     request_id: Annotated[str, Field(min_length=1, max_length=256)]
@@ -190,6 +193,7 @@ class GenerateRequest(_Wire):
     resume: list[Begun] | None = None
     instance_id: str | None = None
     digest: str | None = None
+    gateway: GatewayId = ""
 
     @model_validator(mode="after")
     def _resume_fits(self) -> Self:
@@ -225,6 +229,7 @@ class EmbedRequest(_Wire):
     dimensions: Annotated[int, Field(ge=1)] | None = None
     instance_id: str | None = None
     digest: str | None = None
+    gateway: GatewayId = ""
 
 
 class EmbedResponse(_Wire):
@@ -244,6 +249,7 @@ class ScoreRequest(_Wire):
     documents: list[str] = Field(min_length=1, max_length=2048)
     instance_id: str | None = None
     digest: str | None = None
+    gateway: GatewayId = ""
 
     @model_validator(mode="after")
     def _pairs(self) -> Self:

@@ -36,7 +36,7 @@ class EmbedService:
         if not ready.info.embeds:
             message = f"The model `{request.model}` gives no embeddings."
             raise TriremeError("unsupported_by_model", message, param="model")
-        with self._runtime.request():
+        with self._runtime.request(request.gateway):
             names = [f"input[{at}]" for at in range(len(request.inputs))]
             async with self._runtime.handover.wait():
                 pieces = await asyncio.to_thread(self._pieces, ready, request.inputs, names)
@@ -55,7 +55,7 @@ class EmbedService:
                 not fit; or as `embed`.
         """
         ready = self._runtime.require(request.model, request.instance_id, request.digest)
-        with self._runtime.request():
+        with self._runtime.request(request.gateway):
             async with self._runtime.handover.wait():
                 if ready.info.scores:
                     return await self._cross_encoded(ready, request)

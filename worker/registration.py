@@ -81,6 +81,7 @@ class Reporter:
             engine_starts=runtime.engine_starts,
             busy=load.busy,
             queue_length=load.running + load.waiting + queued,
+            serving=runtime.serving,
         )
 
     @property

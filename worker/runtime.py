@@ -8,13 +8,14 @@ import logging
 import random
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from protocol import __version__
 from protocol.errors import TriremeError, quoted
-from protocol.fleet import Capability, Feature, ModelRecord, WorkerState
+from protocol.fleet import MAX_COUNTED_GATEWAYS, Capability, Feature, ModelRecord, WorkerState
 from trireme.service.server import ExitRequest
 from trireme.service.settings import EXIT_MODEL
 from worker.admission import Admission
@@ -89,6 +90,7 @@ class Runtime:
         self._engine: Engine | None = None
         self._ready: Ready | None = None
         self._active = 0
+        self._serving: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._idle.set()
         self._random = random.Random(settings.seed)
@@ -185,13 +187,19 @@ class Runtime:
     # ---- requests under way ---------------------------------------------------------------------
 
     @contextmanager
-    def request(self) -> Iterator[None]:
-        """Around a request: a drain waits for its end."""
+    def request(self, gateway: str = "") -> Iterator[None]:
+        """Around a request: a drain waits for its end, and it counts as that gateway's."""
         self._active += 1
         self._idle.clear()
+        if gateway:
+            self._serving[gateway] += 1
         try:
             yield
         finally:
+            if gateway:
+                self._serving[gateway] -= 1
+                if not self._serving[gateway]:
+                    del self._serving[gateway]
             self._active -= 1
             if self._active == 0:
                 self._idle.set()
@@ -209,6 +217,11 @@ class Runtime:
         except TimeoutError:
             return False
         return True
+
+    @property
+    def serving(self) -> dict[str, int] | None:
+        """Requests in service by gateway; None where there are too many gateways to tell."""
+        return dict(self._serving) if len(self._serving) <= MAX_COUNTED_GATEWAYS else None
 
     # ---- life -----------------------------------------------------------------------------------
 

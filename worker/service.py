@@ -100,7 +100,7 @@ class Service:
         arrived = time.monotonic()
         until = _loop_time(request.deadline_s)
         ready = self._runtime.require(request.model, request.instance_id, request.digest)
-        with self._runtime.request():
+        with self._runtime.request(request.gateway):
             async with asyncio.timeout_at(until):
                 prompt = await self._encode(ready, request)
                 grammar = await self._grammar(ready, request)

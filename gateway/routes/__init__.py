@@ -9,6 +9,7 @@ from gateway.routes import (
     capabilities,
     chat,
     completions,
+    debug,
     embeddings,
     messages,
     models,
@@ -30,6 +31,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     scores.router,
     token_check.router,
     tokens.router,
+    debug.router,
 )
 
 BUSY_ROUTES: tuple[APIRoute, ...] = (

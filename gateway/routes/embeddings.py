@@ -43,7 +43,7 @@ async def _embed(request: Request, asked: EmbeddingsRequest) -> Response:
     wanted = embed_request(asked, request_id=arrival.request_id)
     dispatcher = gateway_of(request).dispatcher
     async with Leash(request.receive):
-        found = await dispatcher.embed(wanted, arrival.deadline_s)
+        found = await dispatcher.embed(wanted, arrival.deadline_s, arrival.trail)
     vectors = found.embeddings_b64
     answer = EmbeddingsResponse(
         object="list",

@@ -69,7 +69,9 @@ async def _count(request: Request) -> Response:
     admit(request, asked.model)
     dispatcher = gateway_of(request).dispatcher
     async with Leash(request.receive):
-        tokens, _ = await dispatcher.count(tokenize_request(asked), arrival.deadline_s)
+        tokens, _ = await dispatcher.count(
+            tokenize_request(asked), arrival.deadline_s, arrival.trail
+        )
     found = TokenCount(input_tokens=tokens)
     return Response(found.model_dump_json(), media_type="application/json")
 

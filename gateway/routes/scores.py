@@ -86,7 +86,12 @@ async def _scores(
     try:
         async with Leash(request.receive):
             return await dispatcher.ask(
-                wanted, ScoreResponse, arrival.deadline_s, tokens=tokens, capability="score"
+                wanted,
+                ScoreResponse,
+                arrival.deadline_s,
+                arrival.trail,
+                tokens=tokens,
+                capability="score",
             )
     except TriremeError as error:
         error.param = _renamed(error.param, names)

@@ -31,7 +31,7 @@ AT_ONCE: Final = 8
 async def token_check(request: Request) -> Response:
     """Counts each prompt's tokens and says whether `max_tokens` more fit into the context."""
     asked = await read(request, TokenCheckRequest)
-    timeout_s = arrival_of(request).deadline_s
+    arrival = arrival_of(request)
     for prompt in asked.prompts:
         admit(request, prompt.model)
     turns = asyncio.Semaphore(AT_ONCE)
@@ -40,7 +40,7 @@ async def token_check(request: Request) -> Response:
     async def check(prompt: TokenCheckPrompt) -> TokenCheckItem:
         async with turns:
             wanted = TokenizeRequest(model=prompt.model, prompt=prompt.prompt)
-            tokens, context = await dispatcher.count(wanted, timeout_s)
+            tokens, context = await dispatcher.count(wanted, arrival.deadline_s, arrival.trail)
         fits = tokens + prompt.max_tokens <= context
         return TokenCheckItem(fits=fits, tokenCount=tokens, contextLength=context)
 

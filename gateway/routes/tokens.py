@@ -23,11 +23,13 @@ router = APIRouter(tags=["tokens"])
 async def tokenize(request: Request) -> Response:
     """The tokens of a prompt or of a conversation."""
     asked = await read(request, TokenizationRequest)
-    timeout_s = arrival_of(request).deadline_s
+    arrival = arrival_of(request)
     admit(request, asked.model)
     dispatcher = gateway_of(request).dispatcher
     async with Leash(request.receive):
-        found = await dispatcher.ask(tokenize_request(asked), TokenizeResponse, timeout_s)
+        found = await dispatcher.ask(
+            tokenize_request(asked), TokenizeResponse, arrival.deadline_s, arrival.trail
+        )
     answer = TokenizationResponse(
         count=len(found.ids),
         max_model_len=found.context_length,
@@ -45,11 +47,12 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """The text of tokens."""
     asked = await read(request, DetokenizationRequest)
-    timeout_s = arrival_of(request).deadline_s
+    arrival = arrival_of(request)
     admit(request, asked.model)
     wanted = DetokenizeRequest(model=asked.model, ids=asked.tokens)
+    dispatcher = gateway_of(request).dispatcher
     async with Leash(request.receive):
-        found = await gateway_of(request).dispatcher.ask(wanted, DetokenizeResponse, timeout_s)
+        found = await dispatcher.ask(wanted, DetokenizeResponse, arrival.deadline_s, arrival.trail)
     return Response(
         DetokenizationResponse(prompt=found.text).to_json(), media_type="application/json"
     )

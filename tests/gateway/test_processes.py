@@ -218,3 +218,25 @@ async def test_all_processes_speak_tls(tmp_path: Path) -> None:
                     await asyncio.sleep(0.05)
                 else:
                     raise AssertionError("no answer")
+
+
+async def test_any_process_finds_the_route_of_a_request() -> None:
+    async with running(FakeWorker()) as gateway:
+        await both_serve(gateway)
+        async with (
+            aiohttp.ClientSession(headers={"x-request-id": "asked"}) as http,
+            http.post(f"{gateway.url}/v1/chat/completions", json=BODY) as answer,
+        ):
+            assert answer.headers["x-trireme-worker"] == "w1"
+        for _ in range(12):  # each connection is taken by either
+            async with (
+                aiohttp.ClientSession() as http,
+                http.get(f"{gateway.url}/debug/route/asked") as answer,
+            ):
+                assert answer.status == 200
+                assert (await answer.json())["attempts"][0]["outcome"] == "done"
+        async with (
+            aiohttp.ClientSession() as http,
+            http.get(f"{gateway.url}/debug/route/nope") as answer,
+        ):
+            assert answer.status == 404

@@ -35,43 +35,45 @@ def query(workers: Sequence[WorkerRecord], sent: Mapping[str, int] = {}, **more:
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_policy_takes_the_only_worker_and_any_of_equal_ones(name: str) -> None:
     workers, rng = [worker(f"w{i}") for i in range(3)], Random(1)
-    assert POLICIES[name](query(workers[:1]), rng) is workers[0]
-    taken = {POLICIES[name](query(workers), rng).instance_id for _ in range(100)}
+    assert POLICIES[name](query(workers[:1]), rng).chosen.worker is workers[0]
+    taken = {POLICIES[name](query(workers), rng).chosen.worker.instance_id for _ in range(100)}
     assert taken == {"w0", "w1", "w2"}
 
 
 def test_the_less_loaded_of_two_is_taken() -> None:
     workers = [worker("a", 900), worker("b", 100)]
-    assert prefix_aware(query(workers), Random(1)) is workers[1]
+    assert prefix_aware(query(workers), Random(1)).chosen.worker is workers[1]
 
 
 def test_own_requests_that_no_heartbeat_has_reported_count_as_load() -> None:
     workers = [worker("a"), worker("b", 100)]
-    assert prefix_aware(query(workers, {"a": 500}), Random(1)) is workers[1]
+    assert prefix_aware(query(workers, {"a": 500}), Random(1)).chosen.worker is workers[1]
 
 
 def test_a_faster_worker_may_have_the_longer_queue() -> None:
     slow = worker("slow", load=Load(waiting_tokens=100, prefill_tps=100.0))
     fast = worker("fast", load=Load(waiting_tokens=500, prefill_tps=1000.0))
-    assert least_loaded(query([slow, fast]), Random(1)) is fast
+    assert least_loaded(query([slow, fast]), Random(1)).chosen.worker is fast
 
 
 def test_a_fastchat_worker_is_weighed_by_its_queue() -> None:
     busy = worker("busy", wire="fastchat", queue_length=4)
     idle = worker("idle", wire="fastchat", queue_length=0)
-    assert least_loaded(query([busy, idle]), Random(1)) is idle
+    assert least_loaded(query([busy, idle]), Random(1)).chosen.worker is idle
 
 
 def test_equal_workers_share_the_load() -> None:
     workers, rng = [worker(f"w{i}") for i in range(4)], Random(7)
-    firsts = Counter(prefix_aware(query(workers), rng).instance_id for _ in range(2000))
+    firsts = Counter(
+        prefix_aware(query(workers), rng).chosen.worker.instance_id for _ in range(2000)
+    )
     assert min(firsts.values()) > 400
 
 
 def test_two_random_choices_keep_the_longest_queue_short() -> None:
     workers, rng, sent = [worker(f"w{i}") for i in range(20)], Random(3), Counter[str]()
     for _ in range(2000):
-        chosen = prefix_aware(query(workers, sent), rng)
+        chosen = prefix_aware(query(workers, sent), rng).chosen.worker
         sent[chosen.instance_id] += 1
     assert max(sent.values()) - min(sent.values()) < 12
 
@@ -79,7 +81,7 @@ def test_two_random_choices_keep_the_longest_queue_short() -> None:
 def test_the_worker_that_saw_the_prefix_is_found_among_many() -> None:
     workers, rng = [worker(f"w{i}") for i in range(1000)], Random(5)
     asked = query(workers, prompt_tokens=600, matched={"w13": 512})
-    assert all(prefix_aware(asked, rng).instance_id == "w13" for _ in range(50))
+    assert all(prefix_aware(asked, rng).chosen.worker.instance_id == "w13" for _ in range(50))
 
 
 def test_among_a_thousand_workers_a_few_are_looked_at() -> None:
@@ -90,20 +92,22 @@ def test_among_a_thousand_workers_a_few_are_looked_at() -> None:
         return 0
 
     asked = Query(Group(workers), 600, unreported, {"w13": 512})
-    assert prefix_aware(asked, Random(5)).instance_id == "w13"
+    assert prefix_aware(asked, Random(5)).chosen.worker.instance_id == "w13"
     assert len(looked) < 30
 
 
 def test_the_longest_prefix_wins() -> None:
     workers = [worker(f"w{i}") for i in range(6)]
     asked = query(workers, prompt_tokens=600, matched={"w1": 64, "w4": 512})
-    assert all(prefix_aware(asked, Random(i)).instance_id == "w4" for i in range(20))
+    assert all(prefix_aware(asked, Random(i)).chosen.worker.instance_id == "w4" for i in range(20))
 
 
 def test_load_beats_the_prefix() -> None:
     workers = [worker("seen", 100_000), *(worker(f"w{i}", 10) for i in range(6))]
     asked = query(workers, prompt_tokens=2000, matched={"seen": 1984})
-    assert all(prefix_aware(asked, Random(i)).instance_id != "seen" for i in range(20))
+    assert all(
+        prefix_aware(asked, Random(i)).chosen.worker.instance_id != "seen" for i in range(20)
+    )
 
 
 def test_in_flight_is_unreported_until_the_next_heartbeat() -> None:

@@ -58,7 +58,7 @@ def table(fleet: ListedFleet, width: int = WIDE) -> Table:
             first = number == 0
             address = worker.address if width >= WIDE else worker.address.partition("://")[2]
             cells: tuple[Text | str, ...] = (
-                Text(_short_id(worker) if first else ""),
+                Text(worker.short_id if first else ""),
                 Text(address if first else ""),
                 Text(model.name),
                 _state(worker),
@@ -99,10 +99,6 @@ def _print(fleet: ListedFleet, console: Console, as_json: bool) -> None:
         console.file.flush()
     else:
         console.print(table(fleet, console.width))
-
-
-def _short_id(worker: ListedWorker) -> str:
-    return worker.instance_id.removeprefix("fastchat-")[:8]
 
 
 def _state(worker: ListedWorker) -> Text:

@@ -10,7 +10,7 @@ that wait when a child dies are taken by the others. What the parent does about 
 
 A child whose parent is gone drains too. Over the socket between them (`Sibling` is its other end)
 children tell their metrics each second, so that nothing is lost with one that dies, and ask for
-those of all.
+those of all, or for what another child keeps.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ class Parent:
         self._children: dict[int, _Child] = {}
         self._signals = 0
         self._was_ready = False
+        self._looks: dict[int, asyncio.Future[str | None]] = {}
+        self._num_looks = 0
         self._ending: asyncio.Future[int] | None = None
 
     def run(self) -> int:
@@ -180,6 +182,11 @@ class Parent:
             child.told.set()
         if "scrape" in message:
             asyncio.create_task(self._scrape(child, message["scrape"]))  # noqa: RUF006
+        if "find" in message:
+            asyncio.create_task(self._find(child, message["find"], message["key"]))  # noqa: RUF006
+        look = self._looks.get(message.get("looked", 0))
+        if look is not None and not look.done():
+            look.set_result(message["found"])
 
     async def _scrape(self, asker: _Child, number: int) -> None:
         """Ask everybody, and answer when all have answered or the time is over."""
@@ -191,7 +198,30 @@ class Parent:
             async with asyncio.timeout(TELL_TIMEOUT_S):
                 await asyncio.gather(*(child.told.wait() for child in asked))
         text = self._totals.text(child.shown for child in self._children.values())
-        asker.say(scraped=number, text=text.decode())
+        asker.say(answer=number, value=text.decode())
+
+    async def _find(self, asker: _Child, number: int, key: str) -> None:
+        """Ask the others, and answer with the first thing that one of them has."""
+        looks: dict[int, asyncio.Future[str | None]] = {}
+        for child in self._children.values():
+            if child.ready and child is not asker:
+                self._num_looks += 1
+                looks[self._num_looks] = asyncio.get_running_loop().create_future()
+                child.say(look=self._num_looks, key=key)
+        self._looks.update(looks)
+        found, waiting = None, set(looks.values())
+        try:
+            while waiting and found is None:
+                done, waiting = await asyncio.wait(
+                    waiting, timeout=TELL_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                found = next((text for one in done if (text := one.result())), None)
+        finally:
+            for each in looks:
+                del self._looks[each]
+        asker.say(answer=number, value=found)
 
 
 class Sibling:
@@ -211,8 +241,13 @@ class Sibling:
         self._orphaned = orphaned
         self._writer: asyncio.StreamWriter | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._scrapes: dict[int, asyncio.Future[bytes]] = {}
+        self._questions: dict[int, asyncio.Future[Any]] = {}
         self._numbers = 0
+        self._kept: Callable[[str], str | None] = lambda _key: None
+
+    def keeps(self, kept: Callable[[str], str | None]) -> None:
+        """What `find` of the other processes finds here, by key."""
+        self._kept = kept
 
     async def start(self) -> None:
         """Say that this process serves, and listen from now on."""
@@ -242,16 +277,28 @@ class Sibling:
         Raises:
             TimeoutError: the parent does not answer.
         """
+        text: str = await self._ask("scrape")
+        return text.encode()
+
+    async def find(self, key: str) -> str | None:
+        """What another process keeps of that key.
+
+        Raises:
+            TimeoutError: the parent does not answer.
+        """
+        found: str | None = await self._ask("find", key=key)
+        return found
+
+    async def _ask(self, question: str, **more: str) -> Any:
         self._numbers += 1
         number = self._numbers
-        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._scrapes[number] = answer
+        answer = self._questions[number] = asyncio.get_running_loop().create_future()
         try:
-            self._say(scrape=number)
+            self._say(**{question: number}, **more)
             async with asyncio.timeout(2 * TELL_TIMEOUT_S):
                 return await answer
         finally:
-            del self._scrapes[number]
+            del self._questions[number]
 
     def _say(self, **message: Any) -> None:
         if self._writer is not None and not self._writer.is_closing():
@@ -271,9 +318,11 @@ class Sibling:
                 message = json.loads(line)
                 if "tell" in message:
                     self._tell()
-                answer = self._scrapes.get(message.get("scraped", 0))
+                if "look" in message:
+                    self._say(looked=message["look"], found=self._kept(message["key"]))
+                answer = self._questions.get(message.get("answer", 0))
                 if answer is not None and not answer.done():
-                    answer.set_result(message["text"].encode())
+                    answer.set_result(message["value"])
         self._orphaned()
 
 

@@ -1,0 +1,83 @@
+"""The way in for operators: `/debug/` needs the cluster token, everything else an API key.
+
+Without a cluster token these routes answer this machine alone: a peer on loopback that is no proxy
+and no web page. Both ways deny by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.errors import error_response
+from protocol.errors import TriremeError
+from trireme.service.auth import TokenSet, bearer
+from trireme.service.settings import is_loopback
+
+OPERATORS: Final = "/debug/"
+
+_BY_PROXY: Final = frozenset(
+    {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip", b"origin"}
+)
+"""Headers of a proxy, whose peer is not the one who asks, and of a web page."""
+_HERE: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class TwoDoors:
+    """Sends operators' paths by one guard, the others by another; both lead to the same app."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        clients: Callable[[ASGIApp], ASGIApp],
+        operators: Callable[[ASGIApp], ASGIApp],
+    ) -> None:
+        self._clients = clients(app)
+        self._operators = operators(app)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        operator = scope["type"] == "http" and scope["path"].startswith(OPERATORS)
+        await (self._operators if operator else self._clients)(scope, receive, send)
+
+
+class OperatorGuard:
+    """Lets those in that show the cluster token.
+
+    Args:
+        tokens: empty lets this machine in instead.
+    """
+
+    def __init__(self, app: ASGIApp, tokens: TokenSet) -> None:
+        self._app = app
+        self._tokens = tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refused = self._refusal(scope)
+        if refused is None:
+            await self._app(scope, receive, send)
+        else:
+            await error_response(refused, scope=scope)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> TriremeError | None:
+        headers = dict(scope["headers"])
+        if not self._tokens:
+            if _is_local(scope, headers):
+                return None
+            message = "Without a cluster token this route answers its own machine only."
+            return TriremeError("missing_api_key", message)
+        token = bearer(headers.get(b"authorization", b"").decode("utf-8", "surrogateescape"))
+        if token is None:
+            return TriremeError("missing_api_key", "Give the cluster token as a bearer token.")
+        if not self._tokens.accepts(token):
+            return TriremeError("invalid_api_key", "The cluster token is wrong.")
+        return None
+
+
+def _is_local(scope: Scope, headers: dict[bytes, bytes]) -> bool:
+    """The host's name is looked at because a web page may have its own name lead here."""
+    peer = (scope.get("client") or ("",))[0]
+    host = headers.get(b"host", b"").decode("latin-1").rpartition(":")
+    name = host[0] if host[2].isdecimal() else host[0] + host[1] + host[2]
+    return is_loopback(peer) and name in _HERE and not headers.keys() & _BY_PROXY
