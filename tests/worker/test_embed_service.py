@@ -67,7 +67,7 @@ class FakeRuntime:
         return self._ready
 
     @contextmanager
-    def request(self) -> Iterator[None]:
+    def request(self, _gateway: str) -> Iterator[None]:
         yield
 
 
