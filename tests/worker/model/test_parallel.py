@@ -123,6 +123,7 @@ class TwoRanks:
 
     def close(self) -> None:
         self.close_channel()
+        self._pulse.close()
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
