@@ -1,4 +1,6 @@
-"""Writes the tables of flags, metrics and request fields in the pages of docs/ from the code.
+"""Writes the tables of flags, metrics, alerts and request fields in the pages of docs/.
+
+They are made from the code and from alerts.yml.
 
 `python docs/make_tables.py` writes them, `--check` fails when they are not what it would write.
 """
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin
 
 import httpx
+import yaml
 from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -26,7 +29,9 @@ from trireme.service.server import ExitRequest
 from trireme.service.settings import TierSettings
 
 PAGES = tuple(Path(__file__).with_name(name) for name in ("operations.md", "api.md"))
-SECTION = re.compile(r"(<!-- (flags|metrics|fields): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+SECTION = re.compile(
+    r"(<!-- (flags|metrics|alerts|fields): (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL
+)
 REQUESTS = (openai, texts, create_response, anthropic)
 TIERS = ("controller", "worker", "gateway")
 SHARED_ENV = {
@@ -126,6 +131,19 @@ def metrics(tier: str) -> str:
     return lines
 
 
+def alerts(group: str) -> str:
+    """The table of the alerting rules of a group: name, when it fires, what to do."""
+    groups = yaml.safe_load(Path(__file__).with_name("alerts.yml").read_text())["groups"]
+    [rules] = [one["rules"] for one in groups if one["name"] == group]
+    lines = "| Alert | Fires when | What it means, what to do |\n|---|---|---|\n"
+    for rule in rules:
+        lasts = f" for {rule['for']}" if "for" in rule else ""
+        told = rule["annotations"]
+        when = rule["expr"].replace("|", "\\|")
+        lines += f"| `{rule['alert']}` | `{when}`{lasts} | {told['summary']} {told['action']} |\n"
+    return lines
+
+
 async def _scrape(tier: str) -> str:
     transport = httpx.ASGITransport(app_of(tier))
     async with httpx.AsyncClient(transport=transport, base_url="http://tier") as client:
@@ -209,7 +227,12 @@ def _range(schema: Mapping[str, Any], least: str, most: str, unit: str) -> str:
     return f"at most {high:,}{unit}" if low is None else f"{low} to {high:,}{unit}"
 
 
-TABLES: dict[str, Callable[[str], str]] = {"flags": flags, "metrics": metrics, "fields": fields}
+TABLES: dict[str, Callable[[str], str]] = {
+    "flags": flags,
+    "metrics": metrics,
+    "alerts": alerts,
+    "fields": fields,
+}
 
 
 def render(page: str) -> str:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from protocol.errors import TAXONOMY
 
@@ -94,6 +95,16 @@ def test_the_pages_give_trireme_up_only_flags_that_exist() -> None:
     for line in commands:
         own = line.partition(" -- ")[0]
         assert set(re.findall(r"(?<=[\s'])--[a-z-]+", own)) <= known, line
+
+
+def test_every_alert_is_about_metrics_that_exist() -> None:
+    page = (ROOT / "docs/operations.md").read_text()
+    known = set(re.findall(r"^\| `((?:trireme_|vllm:)\w+)` \|", page, flags=re.MULTILINE))
+    [group] = yaml.safe_load((ROOT / "docs/alerts.yml").read_text())["groups"]
+    for rule in group["rules"]:
+        named = re.findall(r"(?:trireme_|vllm:)\w+", rule["expr"])
+        assert named, rule
+        assert {name.removesuffix("_bucket") for name in named} <= known, rule
 
 
 def test_every_error_code_that_the_page_names_exists() -> None:
