@@ -12,6 +12,7 @@ from trireme.cli.bench import bench
 from trireme.cli.chat import ChatSettings, chat
 from trireme.cli.drain import drain
 from trireme.cli.fleet_api import controller_client
+from trireme.cli.key import make_key
 from trireme.cli.launch import become
 from trireme.cli.status import show_status
 from trireme.cli.up import up
@@ -144,6 +145,24 @@ def drain_command(
             timeout_s=timeout_s,
         )
     raise typer.Exit(code)
+
+
+@app.command("key")
+def key_command(
+    name: Annotated[str, typer.Argument(help="what the key is called in the usage ledger")],
+    models: Annotated[str, typer.Option(help="the only models it may use, a,b (all)")] = "",
+    limit_requests: Annotated[
+        int | None, typer.Option(min=0, help="requests a minute; 0 is no limit")
+    ] = None,
+    limit_tokens: Annotated[
+        int | None, typer.Option(min=0, help="tokens a minute; 0 is no limit")
+    ] = None,
+) -> None:
+    """Make an API key: the key on stderr, its entry for the gateway's keys file on stdout.
+
+    trireme key alice >> keys.toml
+    """
+    raise typer.Exit(make_key(name, models, limit_requests, limit_tokens))
 
 
 @app.command("chat")
