@@ -123,6 +123,8 @@ class Service:
                     await ticket.wait_turn()
                 self._metrics.queue_s.observe(time.monotonic() - arrived)
                 job = self._job(request, prompt, made, until)
+                if not begun:  # else the worker that began has counted it
+                    self._metrics.prompt_tokens.inc(len(prompt.ids))
                 run = _Run(self._metrics, ready, job, made, prompt, arrived)
                 run.replay(begun)
                 if not job.choices:
@@ -308,7 +310,6 @@ class _Run:
         self._told_s = arrived
         self._cached_tokens = 0
         self._scored = 0
-        self._metrics.prompt_tokens.inc(len(prompt.ids))
 
     def replay(self, begun: Sequence[Begun]) -> None:
         """Bring the choices to where another worker left them.

@@ -17,6 +17,7 @@ from trireme.cli.launch import become
 from trireme.cli.status import show_status
 from trireme.cli.up import up
 from trireme.cli.up_settings import UpSettings
+from trireme.cli.usage import UsageQuery, show_usage
 
 app = typer.Typer(
     name="trireme",
@@ -163,6 +164,25 @@ def key_command(
     trireme key alice >> keys.toml
     """
     raise typer.Exit(make_key(name, models, limit_requests, limit_tokens))
+
+
+@app.command("usage")
+def usage_command(
+    db: Annotated[
+        Path | None, typer.Option(help="the gateways' ledger (default: the user's own)")
+    ] = None,
+    since: Annotated[str, typer.Option(help="from then on: 2026-01-31, or 24h, 7d ago")] = "",
+    until: Annotated[str, typer.Option(help="before then: 2026-01-31, or 24h, 7d ago")] = "",
+    by: Annotated[
+        str, typer.Option(help="what the sums are taken by: key, model, day, route")
+    ] = "key,model",
+    as_json: Annotated[bool, typer.Option("--json", help="a JSON list instead")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV instead")] = False,
+) -> None:
+    """Show the requests and tokens of each key and model. Days are those of UTC."""
+    groups = tuple(dict.fromkeys(name.strip() for name in by.split(",") if name.strip()))
+    form = "json" if as_json else "csv" if as_csv else "table"
+    raise typer.Exit(show_usage(UsageQuery(db, since, until, groups), Console(), form))
 
 
 @app.command("chat")

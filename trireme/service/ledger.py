@@ -27,7 +27,7 @@ WRITE_EVERY_S: Final = 0.25
 PRUNE_EVERY_S: Final = 86_400.0
 _BATCH: Final = 5_000
 _BUSY_S: Final = 10.0
-_RETRY_S: Final = 5.0
+_RETRY_S: Final = 15.0
 _VERSION: Final = 1
 
 
