@@ -152,7 +152,7 @@ def test_the_ledgers_sums_are_the_workers_counters(ledgered: Ledgered) -> None:
     assert {row["key"] for row in rows} == {"alice", "bob"}
     assert {row["outcome"] for row in rows} == {"stop", "length", "ok"}
     assert {row["route"] for row in rows} == {path for path, _ in MIXED}
-    assert {row["attempts"] for row in rows} == {1, 2}, "two prompts are sent to two workers"
+    assert {row["attempts"] for row in rows} == {1}
     assert len({row["gateway"] for row in rows}) == 2
     assert ledgered.post("/v1/chat/completions", CHAT | {"temperature": 9}) == 400
     assert ledgered.post("/v1/chat/completions", CHAT | {"max_tokens": 10**6}) == 400
