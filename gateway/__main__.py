@@ -7,6 +7,7 @@ import socket
 import sys
 
 from gateway.config import SUMMED_GAUGES, GatewaySettings
+from gateway.start import shared_table, usage_db
 from trireme.service.settings import is_loopback, load_settings
 
 log = logging.getLogger(__name__)
@@ -26,17 +27,22 @@ def main() -> int:
         return _several(settings, listener)
     from gateway.app import create_app
 
-    app = create_app(settings)
+    app = create_app(settings, usage_db=usage_db(settings))
     return run(app, settings, listener, drain=app.state.drain, grace_s=settings.drain_grace_s)
 
 
 def _several(settings: GatewaySettings, listener: socket.socket) -> int:
     from trireme.service.processes import Parent, python
 
-    def command(listener_fd: int, control_fd: int) -> list[str]:
-        return python("gateway.process", str(listener_fd), str(control_fd), *sys.argv[1:])
+    ledger = usage_db(settings) or ""
+    with shared_table() as table:
 
-    return Parent(command, listener, settings.processes, SUMMED_GAUGES).run()
+        def command(listener_fd: int, control_fd: int) -> list[str]:
+            fds = map(str, (listener_fd, control_fd, table.fileno()))
+            return python("gateway.process", *fds, str(ledger), *sys.argv[1:])
+
+        shared = (table.fileno(),)
+        return Parent(command, listener, settings.processes, SUMMED_GAUGES, shared).run()
 
 
 if __name__ == "__main__":

@@ -8,10 +8,13 @@ from time import perf_counter
 from typing import Final, Protocol, TypeAlias
 
 from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
 
 from gateway.connection import event_stream
 from gateway.merge import merged
+from gateway.metering import Meter, may_need
 from gateway.metrics import GatewayMetrics
+from gateway.progress import Progress
 from gateway.state import Arrival, gateway_of
 from protocol.errors import TriremeError
 from protocol.generation import Delta, Event, GenerateRequest, Started
@@ -56,23 +59,25 @@ async def respond(
         TriremeError: nothing was sent yet, so it decides the status.
         ClientDisconnect: the client went away; the workers were told to stop.
     """
-    gateway = gateway_of(request)
-    batches = merged([gateway.dispatcher.generate(one, arrival.trail) for one in requests], AT_ONCE)
-    answer = Answer(batches, renderer, gateway.metrics, requests[0].model, arrival.arrived_s)
-    if not stream:
-        try:
-            async with Leash(request.receive):
-                body = await answer.whole()
-        finally:
-            await answer.close()
-        return Response(body, media_type="application/json")
+    gateway, model = gateway_of(request), requests[0].model
+    reserved = sum(may_need(arrival.caller, one) for one in requests)
+    meter = Meter(gateway, arrival, model, reserved, is_counted=True)
+    prompts = meter.usage.prompts = [Progress(one) for one in requests]
+    generate = gateway.dispatcher.generate
+    batches = merged([generate(one, arrival.trail) for one in prompts], AT_ONCE)
+    answer = Answer(batches, renderer, gateway.metrics, meter, model, arrival.arrived_s)
     try:
         async with Leash(request.receive):
-            await answer.open(min(len(requests), AT_ONCE))
-    except BaseException:
-        await answer.close()
+            if stream:
+                await answer.open(min(len(requests), AT_ONCE))
+            body = b"" if stream else await answer.whole()
+    except BaseException as error:
+        await answer.close(error)
         raise
-    return event_stream(answer.frames(), answer.close)
+    if stream:
+        return event_stream(answer.frames(), answer.close)
+    await answer.close()
+    return Response(body, media_type="application/json")
 
 
 Batch: TypeAlias = tuple[int, list[Event]]
@@ -87,12 +92,14 @@ class Answer:
         batches: AsyncGenerator[Batch, None],
         renderer: AnswerRenderer,
         metrics: GatewayMetrics,
+        meter: Meter,
         model: str,
         arrived_s: float,
     ) -> None:
         self._batches = batches
         self._renderer = renderer
         self._metrics = metrics
+        self._meter = meter
         self._model = model
         self._times = metrics.tokens(model, arrived_s)
         self._opening: list[Batch] = []
@@ -125,23 +132,36 @@ class Answer:
                 if piece := self._piece(number, events):
                     yield piece
         except TriremeError as error:
-            self._metrics.broke(self._model, error.code)
-            yield self._renderer.failure(error)
+            yield self._broken(error)
             return
         except Exception:
             log.exception("stream failed")
-            fault = TriremeError("internal_error", "The gateway failed; its log has the reason.")
-            self._metrics.broke(self._model, fault.code)
-            yield self._renderer.failure(fault)
+            yield self._broken(
+                TriremeError("internal_error", "The gateway failed; its log has the reason.")
+            )
             return
         yield self._renderer.end()
 
-    async def close(self) -> None:
-        """Stop the workers if they are not done, and release what the request holds."""
+    async def close(self, error: BaseException | None = None) -> None:
+        """Stop the workers if they are not done, and release what the request holds.
+
+        Args:
+            error: why there is no answer.
+        """
+        if isinstance(error, TriremeError):
+            self._meter.usage.error = error.code
+        elif isinstance(error, Exception) and not isinstance(error, ClientDisconnect):
+            self._meter.usage.error = "internal_error"
         try:
             await self._batches.aclose()
         finally:
             self._metrics.running.dec()
+            self._meter.end()
+
+    def _broken(self, error: TriremeError) -> bytes:
+        self._meter.usage.error = error.code
+        self._metrics.broke(self._model, error.code)
+        return self._renderer.failure(error)
 
     def _piece(self, number: int, events: list[Event]) -> bytes:
         self._observe(events)

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from random import Random
 from secrets import token_hex
 from time import monotonic
@@ -23,6 +24,7 @@ from starlette.types import Scope
 
 from gateway.body import error_of
 from gateway.breaker import Breakers
+from gateway.buckets import Table
 from gateway.config import GatewaySettings
 from gateway.dispatch import Dispatcher
 from gateway.drift import LOOK_EVERY_S, DriftWatch
@@ -32,6 +34,8 @@ from gateway.fastchat_client import FastChatClient
 from gateway.fleet_view import FleetView
 from gateway.fleet_watch import FleetWatch
 from gateway.http_client import HttpPool
+from gateway.keys import KeyRing, anonymous, follow
+from gateway.limits import LIMIT_HEADERS, Limiter, LimitHeaders
 from gateway.metrics import UNKNOWN_MODEL, GatewayMetrics
 from gateway.openapi import DESCRIBED
 from gateway.operators import OperatorGuard, TwoDoors
@@ -46,6 +50,7 @@ from protocol.errors import quoted
 from protocol.fleet import WorkerRecord
 from trireme.service.auth import TokenSet
 from trireme.service.health import HEALTH_PATHS, health_router
+from trireme.service.ledger import Ledger
 from trireme.service.openapi import describe
 from trireme.service.processes import Sibling
 from trireme.service.scrapes import Shown, shown
@@ -59,19 +64,27 @@ FIRST_ANSWER_S: Final = 1.0
 
 
 def create_app(
-    settings: GatewaySettings, join: Callable[[Callable[[], Shown]], Sibling] | None = None
+    settings: GatewaySettings,
+    join: Callable[[Callable[[], Shown]], Sibling] | None = None,
+    *,
+    table: Table | None = None,
+    usage_db: Path | None = None,
 ) -> FastAPI:
     """The gateway's ASGI app; `app.state.drain` is awaited before it stops.
 
     Args:
         join: for one of several processes: given what tells its metrics, the line to its parent.
+        table: what callers have used of their limits, shared with the other processes.
+        usage_db: the usage ledger; None keeps none.
     """
     view = FleetView(settings.controller_address)
     breakers = Breakers()
     metrics = GatewayMetrics()
     drift = DriftWatch(token_hex(8))
     metrics.show_fleet(lambda: view.snapshot, lambda: breakers.states(monotonic()), drift.drifts)
-    keys = TokenSet(settings.accepted_keys())
+    keys = KeyRing(settings.accepted_keys(), nobody=anonymous(settings.default_limits))
+    limiter = Limiter(table or Table(), metrics.limited)
+    ledger = Ledger(usage_db, settings.usage_days, metrics.unwritten) if usage_db else None
     trails = Trails()
     sibling = join(lambda: shown(metrics.registry)) if join is not None else None
     if sibling is not None:
@@ -121,7 +134,8 @@ def create_app(
                 dispatcher,
                 metrics,
                 responses,
-                bool(keys),
+                limiter,
+                ledger,
                 int(time.time()),
                 trails,
                 find_route,
@@ -130,7 +144,10 @@ def create_app(
                 view, settings.controller_address, session, settings.cluster_token, changed
             )
             watch.start()
+            if ledger is not None:
+                ledger.start()
             looking = asyncio.create_task(_look_for_ever(drift, view))
+            following = asyncio.create_task(_follow_keys(settings, keys))
             try:
                 if sibling is not None:
                     await watch.first_answer(FIRST_ANSWER_S)
@@ -139,10 +156,13 @@ def create_app(
             finally:
                 if sibling is not None:
                     await sibling.stop()
-                looking.cancel()
-                await asyncio.gather(looking, return_exceptions=True)
+                for task in (looking, following):
+                    task.cancel()
+                await asyncio.gather(looking, following, return_exceptions=True)
                 await watch.stop()
                 pool.close()
+                if ledger is not None:
+                    await asyncio.to_thread(ledger.close)
 
     async def find_route(request_id: str) -> str | None:
         found = trails.report(request_id)
@@ -196,6 +216,7 @@ def create_app(
     # the last one added is the outermost
     app.add_middleware(Shortcut, routes=BUSY_ROUTES, render=error_response)
     app.add_middleware(HeaderCheck)
+    app.add_middleware(LimitHeaders, limiter=limiter)
     app.add_middleware(
         TwoDoors,
         clients=partial(Authentication, keys=keys),
@@ -207,7 +228,14 @@ def create_app(
         allow_credentials=settings.allow_credentials,
         allow_methods=settings.allowed_methods,
         allow_headers=settings.allowed_headers,
-        expose_headers=["x-request-id", "request-id", "x-trireme-worker", "x-trireme-attempts"],
+        expose_headers=[
+            "x-request-id",
+            "request-id",
+            "x-trireme-worker",
+            "x-trireme-attempts",
+            "retry-after",
+            *LIMIT_HEADERS,
+        ],
     )
     app.add_middleware(RequestContext, finished=finished)
     return app
@@ -219,3 +247,8 @@ async def _look_for_ever(drift: DriftWatch, view: FleetView) -> None:
         await asyncio.sleep(LOOK_EVERY_S)
         if not view.snapshot.stale:
             drift.look(view.snapshot.workers.values())
+
+
+async def _follow_keys(settings: GatewaySettings, keys: KeyRing) -> None:
+    if settings.api_keys_file is not None:
+        await follow(settings.api_keys_file, settings.accepted_keys, keys)

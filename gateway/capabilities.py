@@ -6,7 +6,7 @@ JSON schema, and the markers of `protocol/openai_fields.py` say how it is answer
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
@@ -66,16 +66,19 @@ _NOT_ON_FASTCHAT: Final = _FEATURES - {"plain_answers"}
 _REF: Final = "/openapi.json#/components/schemas/{model}"
 
 
-def capabilities(snapshot: Snapshot, *, lenient: bool) -> dict[str, Any]:
+def capabilities(
+    snapshot: Snapshot, *, lenient: bool, may_use: Callable[[str], bool] = lambda _model: True
+) -> dict[str, Any]:
     """The answer to GET /v1/capabilities, a `CapabilityList` as JSON.
 
     Args:
         lenient: whether the gateway ignores fields that it does not know.
+        may_use: whether the caller may use that model.
     """
     return {
         "object": "list",
         "unknown_fields": "ignored" if lenient else "refused",
-        "data": [_model(name, snapshot) for name in sorted(snapshot.models)],
+        "data": [_model(name, snapshot) for name in sorted(filter(may_use, snapshot.models))],
     }
 
 

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
+from gateway.keys import ApiKey, Limits, plain_key, read_keys
 from gateway.routing import POLICIES
 from trireme.service.settings import Strings, TierSettings, settings_config
 
@@ -45,7 +46,13 @@ class GatewaySettings(TierSettings):
     )
     api_keys: Strings = Field((), description="keys that clients may use, a,b", repr=False)
     api_keys_file: Path | None = Field(
-        None, description="file with one key a line; # starts a comment line"
+        None, description="file with one key a line, or in TOML a table a key; read again on change"
+    )
+    limit_requests: int | None = Field(
+        None, ge=1, description="requests a minute of a key without a limit of its own (no limit)"
+    )
+    limit_tokens: int | None = Field(
+        None, ge=1, description="tokens a minute of a key without a limit of its own (no limit)"
     )
     allow_credentials: bool = Field(False, description="CORS: allow credentials")
     allowed_origins: Strings = Field(("*",), description="CORS: allowed origins, a JSON list")
@@ -96,6 +103,11 @@ class GatewaySettings(TierSettings):
         allow_inf_nan=False,
         description="seconds after its last use that one is kept",
     )
+    usage_db: str = Field(
+        "auto",
+        description="SQLite file of the usage ledger; auto is the user's own, none keeps none",
+    )
+    usage_days: int = Field(400, ge=1, le=36_500, description="days that its rows are kept")
     drain_grace_s: float = Field(
         120.0, ge=0, allow_inf_nan=False, description="seconds that running requests get on SIGTERM"
     )
@@ -114,24 +126,21 @@ class GatewaySettings(TierSettings):
         self.accepted_keys()
         return self
 
-    def accepted_keys(self) -> tuple[str, ...]:
-        """All API keys, from flag and file.
+    @property
+    def default_limits(self) -> Limits:
+        """Of callers without limits of their own."""
+        return Limits(self.limit_requests or 0, self.limit_tokens or 0)
+
+    def accepted_keys(self) -> tuple[ApiKey, ...]:
+        """All API keys, from flag and file; what the file says of a key counts.
 
         Raises:
-            ValueError: when the file cannot be read, holds no key or a key with a space in it.
+            ValueError: when the file cannot be read, holds no key or something else.
         """
-        if self.api_keys_file is None:
-            return self.api_keys
-        path = self.api_keys_file
-        try:
-            lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise ValueError(f"--api-keys-file {path}: {reason}") from error
-        keys = tuple(line for line in lines if line and not line.startswith("#"))
-        if not keys:
-            raise ValueError(f"--api-keys-file {path}: no key in it")
-        for number, line in enumerate(lines, start=1):
-            if line and not line.startswith("#") and len(line.split()) > 1:
-                raise ValueError(f"--api-keys-file {path}: line {number} has a space in it")
-        return self.api_keys + keys
+        keys = [plain_key(key, self.default_limits) for key in self.api_keys]
+        if self.api_keys_file is not None:
+            try:
+                keys += read_keys(self.api_keys_file, self.default_limits)
+            except ValueError as error:
+                raise ValueError(f"--api-keys-file {error}") from error
+        return tuple({key.digest: key for key in keys}.values())

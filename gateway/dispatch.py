@@ -128,19 +128,16 @@ class Dispatcher:
         if snapshot.serving(model):
             return
         if snapshot.synced and not self._view.knows(model, monotonic()):
-            raise TriremeError(
-                "model_not_found",
-                f"The model `{quoted(model)}` does not exist or you do not have access to it.",
-                param="model",
-            )
+            raise not_found(model)
         raise _no_worker(model)
 
     def generate(
-        self, request: GenerateRequest, trail: Trail | None = None
+        self, progress: Progress, trail: Trail | None = None
     ) -> AsyncGenerator[list[Event], None]:
         """Events as they come together, `Started` first, `Done` last.
 
-        Close it to abort the request on its worker.
+        Close it to abort the request on its worker. `progress` tells at any time what it has come
+        to.
 
         Args:
             trail: where the attempts are noted.
@@ -148,8 +145,8 @@ class Dispatcher:
         Raises:
             TriremeError: instead of a `Failed` event, by the generator.
         """
-        noted = trail or Trail()
-        return self._attempts(request, fingerprint(request), prompt_tokens(request), noted)
+        request, noted = progress.request, trail or Trail()
+        return self._attempts(progress, fingerprint(request), prompt_tokens(request), noted)
 
     async def embed(
         self, request: EmbedRequest, timeout_s: float, trail: Trail | None = None
@@ -207,11 +204,11 @@ class Dispatcher:
     # ---- streams --------------------------------------------------------------------------------
 
     async def _attempts(
-        self, request: GenerateRequest, prefix: Fingerprint, tokens: int, trail: Trail
+        self, progress: Progress, prefix: Fingerprint, tokens: int, trail: Trail
     ) -> AsyncGenerator[list[Event], None]:
+        request = progress.request
         begun, limit_s = monotonic(), request.deadline_s
         retry = _Retry(self._budget, self._metrics, request.model)
-        progress = Progress(request)
         while True:
             left_s = limit_s - (monotonic() - begun) if limit_s is not None else None
             if left_s is not None and left_s <= 0:
@@ -420,6 +417,7 @@ class _Retry:
         self.waits_until_s = 0.0
         self.last: TriremeError | None = None
         self._tried: dict[str, int] = {}
+        self._wait_s: float | None = None
         self._deaths = 0
         self._budget = budget
         self._metrics = metrics
@@ -445,6 +443,11 @@ class _Retry:
         self.tries += 1
         # a worker that drains is no failure; there are only so many of them
         self._handed_over += error.code == "draining"
+        if error.code == "overloaded":
+            # there is room again as soon as one of them has some
+            waits = (self._wait_s, error.retry_after_s)
+            self._wait_s = min((one for one in waits if one is not None), default=None)
+            error.retry_after_s = self._wait_s
         self.last = error
         log.info("worker %s failed a request: %r", worker.instance_id, error)
         self._deaths += error.code in _DEATHS
@@ -486,6 +489,12 @@ def _capability(request: GenerateRequest) -> Capability:
 def _can(worker: WorkerRecord, model: str, capability: Capability) -> bool:
     record = worker.model(model)
     return record is not None and capability in record.capabilities
+
+
+def not_found(model: str) -> TriremeError:
+    """Nobody serves the model, or nobody does for this caller."""
+    message = f"The model `{quoted(model)}` does not exist or you do not have access to it."
+    return TriremeError("model_not_found", message, param="model")
 
 
 def _no_worker(model: str) -> TriremeError:

@@ -16,10 +16,11 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import error_response
+from gateway.keys import KeyRing
 from gateway.trail import Trail
 from protocol.errors import TriremeError
 from trireme.service import logs
-from trireme.service.auth import TokenSet, bearer
+from trireme.service.auth import bearer
 from trireme.service.health import HEALTH_PATHS
 from trireme.service.ids import short_id
 
@@ -131,10 +132,11 @@ class HeaderCheck:
 class Authentication:
     """Denies by default: only the health paths are open when there are keys.
 
-    A key comes as `Authorization: Bearer`, or as Anthropic's clients send it, as `x-api-key`.
+    A key comes as `Authorization: Bearer`, or as Anthropic's clients send it, as `x-api-key`. Whose
+    it is stands in the scope's state as `caller`.
     """
 
-    def __init__(self, app: ASGIApp, keys: TokenSet) -> None:
+    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
         self._app = app
         self._keys = keys
 
@@ -146,8 +148,9 @@ class Authentication:
             await send({"type": "websocket.close", "code": 1008})
             return
         key = bearer(header(scope, b"authorization")) or header(scope, b"x-api-key") or None
-        scope.setdefault("state", {})["api_key"] = key
-        if self._keys.accepts(key):
+        caller = self._keys.find(key)
+        if caller is not None:
+            scope.setdefault("state", {})["caller"] = caller
             await self._app(scope, receive, send)
         elif key is None:
             message = "You didn't provide an API key: send it as 'Authorization: Bearer <key>'."

@@ -93,6 +93,8 @@ def error_response(
         extra["WWW-Authenticate"] = "Bearer"
     if error.retry_after_s is not None:
         extra["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if not error.spec.passes:
+        extra["x-should-retry"] = "false"  # the clients of OpenAI and Anthropic obey it
     if error.code in _CLOSING:
         extra["Connection"] = "close"
     made = _Closing if error.code in _CLOSING else Response

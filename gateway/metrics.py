@@ -49,6 +49,17 @@ class GatewayMetrics:
             ["model", "code"],
             registry=self.registry,
         )
+        self._limited = Counter(
+            "trireme_gateway_rate_limited",
+            "Requests refused for their caller's limits, by limit (size: it could never fit).",
+            ["limit"],
+            registry=self.registry,
+        )
+        self._unwritten = Counter(
+            "trireme_gateway_usage_rows_dropped",
+            "Rows of the usage ledger that could not be written.",
+            registry=self.registry,
+        )
         self.running = Gauge(
             "trireme_gateway_requests_in_flight",
             "Generation requests that are being served.",
@@ -90,6 +101,12 @@ class GatewayMetrics:
 
     def broke(self, model: str, code: str) -> None:
         self._lost.labels(model, code).inc()
+
+    def limited(self, limit: str) -> None:
+        self._limited.labels(limit).inc()
+
+    def unwritten(self, rows: int) -> None:
+        self._unwritten.inc(rows)
 
     def tokens(self, model: str, arrived_s: float) -> TokenTimes:
         return TokenTimes(self._ttft.labels(model), self._itl.labels(model), arrived_s)

@@ -26,16 +26,20 @@ class Progress:
     """Of one request, over all the workers that serve it.
 
     Attributes:
+        request: as it came.
         fault: why nothing follows the events that were given, when that is a failure of the worker.
         done: whether `Done` was among them.
         delivered: whether anything that belongs to the answer was given.
+        was_cut: whether a limit of tokens ended one of the choices.
     """
 
     def __init__(self, request: GenerateRequest) -> None:
-        self._request = request
+        self.request = request
         self.fault: TriremeError | None = None
         self.done = False
         self.delivered = False
+        self.was_cut = False
+        self._total: Done | None = None
         self._started: Started | None = None
         self._ids: dict[int, list[int]] = {}
         self._ended: set[int] = set()
@@ -63,14 +67,26 @@ class Progress:
         return sum(map(len, self._ids.values()))
 
     @property
+    def started(self) -> bool:
+        """Whether a worker has admitted it."""
+        return self._started is not None
+
+    @property
+    def tokens(self) -> Done:
+        """What it comes to: as its last worker says, or what there is of it so far."""
+        if self._total is not None:
+            return self._total
+        return Done(self._started.prompt_tokens if self._started else 0, self.num_tokens)
+
+    @property
     def resumable(self) -> bool:
         """Whether another worker could go on: not where the best of several are told at the end."""
-        sampling = self._request.sampling
+        sampling = self.request.sampling
         return sampling.num_sequences == sampling.n and not sampling.use_beam_search
 
     def attempt(self) -> GenerateRequest:
         """The request as the next worker gets it."""
-        request = self._request
+        request = self.request
         self.fault, self._prompt_seen = None, 0
         started = self._started
         if started is None:
@@ -109,12 +125,13 @@ class Progress:
                 self.delivered = self.delivered or bool(event.ids or event.text)
                 if event.finish_reason is not None:
                     self._ended.add(event.index)
+                    self.was_cut = self.was_cut or event.finish_reason == "length"
                 passed.append(event)
             elif isinstance(event, Failed):
                 self.fault = event.error()
                 break
             elif isinstance(event, Done):
-                self.done = True
+                self.done, self._total = True, event
                 passed.append(event)
                 break
         return passed

@@ -14,13 +14,15 @@ from pydantic import BaseModel
 from gateway.body import parse, read_body
 from gateway.config import GatewaySettings
 from gateway.deadline import deadline_s
-from gateway.dispatch import Dispatcher
+from gateway.dispatch import Dispatcher, not_found
 from gateway.edge import header
 from gateway.fleet_view import FleetView
+from gateway.keys import ApiKey
+from gateway.limits import Limiter
 from gateway.metrics import GatewayMetrics
 from gateway.responses.store import ResponseStore
 from gateway.trail import Trail, Trails
-from trireme.service.auth import digest
+from trireme.service.ledger import Ledger
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -31,7 +33,8 @@ class Gateway:
 
     Attributes:
         responses: answers of the Responses API that later requests go on from.
-        has_keys: whether clients are told apart by API keys.
+        limiter: what callers may use.
+        ledger: what they have used; None keeps none.
         created: unix seconds of the start, shown by the model cards.
         trails: which workers the last requests of this process went to.
         find_route: the report of one of them as JSON, of any of several processes; None for one
@@ -43,7 +46,8 @@ class Gateway:
     dispatcher: Dispatcher
     metrics: GatewayMetrics
     responses: ResponseStore
-    has_keys: bool
+    limiter: Limiter
+    ledger: Ledger | None
     created: int
     trails: Trails
     find_route: Callable[[str], Awaitable[str | None]]
@@ -55,17 +59,24 @@ class Arrival:
 
     Attributes:
         request_id: the client's or ours.
-        cache_salt: tells tenants apart without telling their keys; empty when there are none.
+        caller: whose key it has.
+        route: the path's pattern.
         deadline_s: seconds that the request may take.
         arrived_s: `perf_counter` seconds.
         trail: notes which workers it goes to.
     """
 
     request_id: str
-    cache_salt: str
+    caller: ApiKey
+    route: str
     deadline_s: float
     arrived_s: float
     trail: Trail
+
+    @property
+    def cache_salt(self) -> str:
+        """Tells tenants apart without telling their keys; empty when there are none."""
+        return self.caller.salt
 
 
 def gateway_of(request: Request) -> Gateway:
@@ -73,15 +84,21 @@ def gateway_of(request: Request) -> Gateway:
     return gateway
 
 
+def caller_of(request: Request) -> ApiKey:
+    """Whose key the request has; the authentication has let it pass."""
+    caller: ApiKey = request.scope["state"]["caller"]
+    return caller
+
+
 def arrival_of(request: Request) -> Arrival:
     """Raises TriremeError for a malformed `x-request-timeout-ms`."""
     gateway = gateway_of(request)
     state = request.scope["state"]
-    key = state.get("api_key") if gateway.has_keys else None
     trail = state["trail"] = Trail(state["request_id"], gateway.trails)
     return Arrival(
         request_id=state["request_id"],
-        cache_salt=digest(key).hex()[:16] if key else "",
+        caller=caller_of(request),
+        route=request.scope["route"].path,
         deadline_s=deadline_s(
             header(request.scope, b"x-request-timeout-ms"), gateway.settings.request_timeout_s
         ),
@@ -104,6 +121,9 @@ async def read(
 
 
 def admit(request: Request, model: str) -> None:
-    """Check that the model can be served; from here on metrics may name it."""
+    """Check that the caller may use the model and that it can be served; from here on metrics may
+    name it."""
+    if not caller_of(request).may_use(model):
+        raise not_found(model)
     gateway_of(request).dispatcher.check_model(model)
     request.scope["state"]["model"] = model

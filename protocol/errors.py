@@ -36,6 +36,10 @@ class ErrorCode(IntEnum):
     CONTROLLER_WORKER_TIMEOUT = 50006
 
 
+_PASSING: Final = frozenset({421, 429, 500, 502, 503, 504})
+"""Statuses of errors that lie with the moment, not with the request."""
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorSpec:
     """How one code is answered.
@@ -46,6 +50,7 @@ class ErrorSpec:
         type: OpenAI's `error.type`.
         retryable: whether another worker could answer the same request.
         public: whether the code itself is shown as `error.code` (null otherwise).
+        final: whether the same request would fail again, though its status does not say so.
     """
 
     status: int
@@ -53,6 +58,12 @@ class ErrorSpec:
     type: str = "invalid_request_error"
     retryable: bool = False
     public: bool = True
+    final: bool = False
+
+    @property
+    def passes(self) -> bool:
+        """Whether the same request may succeed later, as it is."""
+        return self.status in _PASSING and not self.final
 
 
 _BODY = ErrorCode.VALIDATION_TYPE_ERROR
@@ -93,7 +104,9 @@ TAXONOMY: Final[Mapping[str, ErrorSpec]] = MappingProxyType(
         "unsupported_by_model": ErrorSpec(400, ErrorCode.INVALID_MODEL),
         # limits
         "rate_limit_exceeded": ErrorSpec(429, ErrorCode.RATE_LIMIT, "requests"),
-        "insufficient_quota": ErrorSpec(429, ErrorCode.QUOTA_EXCEEDED, "insufficient_quota"),
+        "insufficient_quota": ErrorSpec(
+            429, ErrorCode.QUOTA_EXCEEDED, "insufficient_quota", final=True
+        ),
         "overloaded": ErrorSpec(503, ErrorCode.ENGINE_OVERLOADED, _SERVER, retryable=True),
         # ours
         "wrong_instance": ErrorSpec(421, ErrorCode.CONTROLLER_NO_WORKER, _SERVER, retryable=True),
@@ -110,8 +123,8 @@ TAXONOMY: Final[Mapping[str, ErrorSpec]] = MappingProxyType(
         "out_of_memory": ErrorSpec(500, ErrorCode.CUDA_OUT_OF_MEMORY, _SERVER, retryable=True),
         "engine_dead": ErrorSpec(503, ErrorCode.INTERNAL_ERROR, _SERVER, retryable=True),
         "engine_unavailable": ErrorSpec(503, ErrorCode.INTERNAL_ERROR, _SERVER, retryable=True),
-        "request_quarantined": ErrorSpec(500, ErrorCode.INTERNAL_ERROR, _SERVER),
-        "bad_logits": ErrorSpec(500, ErrorCode.INTERNAL_ERROR, _SERVER),
+        "request_quarantined": ErrorSpec(500, ErrorCode.INTERNAL_ERROR, _SERVER, final=True),
+        "bad_logits": ErrorSpec(500, ErrorCode.INTERNAL_ERROR, _SERVER, final=True),
         "internal_error": ErrorSpec(500, ErrorCode.INTERNAL_ERROR, _SERVER),
     }
 )

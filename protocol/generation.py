@@ -157,7 +157,8 @@ class GenerateRequest(_Wire):
         thinking: whether the model thinks before it answers; None leaves it to the model.
         echo: send a `Prompt` event with the prompt's text.
         deadline_s: seconds from arrival after which the request fails with `deadline_exceeded`.
-        cache_salt: seeds the prefix cache, so tenants do not see each other's timing.
+        cache_salt: the tenant who asks, told apart without a name: it seeds the prefix cache, so
+            that tenants do not see each other's timing, and workers serve tenants fairly by it.
         priority: lower is served first.
         whole: nobody reads the answer before its end, so deltas may be joined and come late.
         resume: the choices as another worker left them, to go on from there: deltas begin behind

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+STATE = tempfile.TemporaryDirectory(prefix="trireme-state-")
+os.environ["XDG_STATE_HOME"] = STATE.name  # a gateway's usage ledger must not land in a home
 
 OUTSIDE = (
     "TRIREME_CONTROLLER_",
@@ -44,6 +48,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _without_address(names: Callable[[Any], object], value: Any) -> object:
     name = names(value)
     return re.sub(r"(?<= at 0x)[0-9a-f]+", "", name) if isinstance(name, str) else name
+
+
+def pytest_unconfigure() -> None:
+    STATE.cleanup()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
 import itertools
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from protocol.errors import TriremeError
+from worker.engine.fairness import FairQueue
 
+_SPARE = 4
 _WINDOW_S = 10.0
 _MIN_RETRY_S, _MAX_RETRY_S = 0.5, 60.0
 
 
 class Ticket:
-    """A place in the worker, from admission to the last event; leave it by the `with` block."""
+    """A place in the worker, from admission to the last event; leave it by the `with` block.
 
-    def __init__(self, admission: Admission, tokens: int, sequences: int, priority: int) -> None:
+    Attributes:
+        generated: tokens that the request has got, when it leaves.
+    """
+
+    def __init__(
+        self, admission: Admission, tokens: int, sequences: int, priority: int, tenant: str
+    ) -> None:
         self.tokens = tokens
         self.sequences = sequences
         self.priority = priority
+        self.tenant = tenant
+        self.generated = 0
         self.waiting = True
         self.turn: asyncio.Future[None] | None = None
         self._admission = admission
@@ -53,7 +62,8 @@ class Admission:
     Args:
         limit: requests that run at once; None leaves that to the engine, which queues itself.
         capacity: sequences that the engine runs at once: so many wait for nobody.
-        max_queue_requests, max_queue_tokens: most that may wait for a first token beyond that.
+        max_queue_requests, max_queue_tokens: most that may wait for a first token beyond that. A
+            quarter more is kept for tenants who have less than their equal share of it.
         clock: seconds, monotonic; measures how fast the queue drains.
     """
 
@@ -72,8 +82,9 @@ class Admission:
         self._max_tokens = max_queue_tokens
         self._clock = clock
         self._order = itertools.count()
-        self._queue: list[tuple[int, int, Ticket]] = []
+        self._queue: FairQueue[Ticket] = FairQueue()
         self._present = 0
+        self._present_of: Counter[str] = Counter()
         self._running = 0
         self._waiting_tokens = 0
         self._departures: deque[float] = deque(maxlen=256)
@@ -86,25 +97,28 @@ class Admission:
     @property
     def queued_tokens(self) -> int:
         """Their prompt tokens."""
-        return sum(ticket.tokens for _, _, ticket in self._queue)
+        return sum(ticket.tokens for ticket in self._queue)
 
     @property
     def capacity(self) -> int:
         """Requests that run at once, at most."""
         return self._capacity
 
-    def enter(self, tokens: int, sequences: int = 1, priority: int = 0) -> Ticket:
+    def enter(self, tokens: int, sequences: int = 1, priority: int = 0, tenant: str = "") -> Ticket:
         """Take a place.
 
         Args:
             tokens: the prompt's. sequences: choices. priority: lower goes first.
+            tenant: those who ask are served fairly.
 
         Raises:
             TriremeError: `overloaded`, with the seconds after which a place should be free.
         """
         beyond = self._present + sequences - self._capacity
-        too_many = self._present > 0 and beyond > self._max_requests
-        too_long = self._waiting_tokens > 0 and self._waiting_tokens + tokens > self._max_tokens
+        spare = 1 + self._has_little(tenant, sequences) / _SPARE
+        too_many = self._present > 0 and beyond > spare * self._max_requests
+        waiting_tokens = self._waiting_tokens
+        too_long = waiting_tokens > 0 and waiting_tokens + tokens > spare * self._max_tokens
         if too_many or too_long:
             raise TriremeError(
                 "overloaded",
@@ -112,23 +126,32 @@ class Admission:
                 retry_after_s=self._retry_after_s(),
             )
         self._present += sequences
+        self._present_of[tenant] += sequences
         self._waiting_tokens += tokens
-        return Ticket(self, tokens, sequences, priority)
+        return Ticket(self, tokens, sequences, priority, tenant)
+
+    def _has_little(self, tenant: str, sequences: int) -> bool:
+        """Whether a tenant with so many more had less than an equal share of what is here."""
+        others = len(self._present_of.keys() - {tenant})
+        has = self._present_of.get(tenant, 0) + sequences
+        return others > 0 and has * (others + 1) <= self._present
 
     async def _wait_turn(self, ticket: Ticket) -> None:
         if self._limit is None:
             return
         turn = asyncio.get_running_loop().create_future()
         ticket.turn = turn
-        heapq.heappush(self._queue, (ticket.priority, next(self._order), ticket))
+        self._queue.add(ticket.tenant, (ticket.priority, next(self._order)), ticket)
         self._call_next()
         await turn
 
     def _call_next(self) -> None:
         while self._queue and self._limit is not None and self._running < self._limit:
-            turn = heapq.heappop(self._queue)[2].turn
+            ticket = self._queue.pop()
+            turn = ticket.turn
             if turn is not None and not turn.done():
                 turn.set_result(None)
+                self._queue.charge_prompt(ticket.tenant, ticket.tokens)
                 self._running += 1
 
     def _begun(self, ticket: Ticket) -> None:
@@ -139,13 +162,16 @@ class Admission:
     def _leave(self, ticket: Ticket) -> None:
         self._begun(ticket)
         self._present -= ticket.sequences
+        self._present_of[ticket.tenant] -= ticket.sequences
+        if not self._present_of[ticket.tenant]:
+            del self._present_of[ticket.tenant]
         self._departures.append(self._clock())
         if ticket.turn is not None:
             if ticket.turn.done() and not ticket.turn.cancelled():
                 self._running -= 1
+                self._queue.charge_generated(ticket.tenant, ticket.generated)
             else:
-                self._queue = [entry for entry in self._queue if entry[2] is not ticket]
-                heapq.heapify(self._queue)
+                self._queue.discard({id(ticket)})
             self._call_next()
 
     def _retry_after_s(self) -> float:

@@ -108,7 +108,7 @@ class Service:
             begun = request.resume or ()
             num_tokens = len(prompt.ids) + sum(len(choice.ids) for choice in begun)
             place = ready.admission.enter(
-                num_tokens, request.sampling.num_sequences, request.priority
+                num_tokens, request.sampling.num_sequences, request.priority, request.cache_salt
             )
             with place as ticket:
                 started = Started(
@@ -123,6 +123,8 @@ class Service:
                     await ticket.wait_turn()
                 self._metrics.queue_s.observe(time.monotonic() - arrived)
                 job = self._job(request, prompt, made, until)
+                if not begun:  # else the worker that began has counted it
+                    self._metrics.prompt_tokens.inc(len(prompt.ids))
                 run = _Run(self._metrics, ready, job, made, prompt, arrived)
                 run.replay(begun)
                 if not job.choices:
@@ -132,9 +134,12 @@ class Service:
                 stream = run.events(_hold_s(request, made), ticket.first_output, wait)
                 if made.n > request.sampling.n:
                     stream = _best(stream, request.sampling)
-                async with aclosing(stream) as batches:
-                    async for events in batches:
-                        yield events
+                try:
+                    async with aclosing(stream) as batches:
+                        async for events in batches:
+                            yield events
+                finally:
+                    ticket.generated = run.num_tokens
 
     def _plan(
         self,
@@ -308,7 +313,11 @@ class _Run:
         self._told_s = arrived
         self._cached_tokens = 0
         self._scored = 0
-        self._metrics.prompt_tokens.inc(len(prompt.ids))
+
+    @property
+    def num_tokens(self) -> int:
+        """Completion tokens so far, over all choices."""
+        return sum(choice.num_tokens for choice in self._choices)
 
     def replay(self, begun: Sequence[Begun]) -> None:
         """Bring the choices to where another worker left them.
@@ -410,7 +419,7 @@ class _Run:
         self._metrics.prefix_hits.inc(cached)
         return Done(
             prompt_tokens=len(self._prompt.ids),
-            completion_tokens=sum(choice.num_tokens for choice in self._choices),
+            completion_tokens=self.num_tokens,
             cached_tokens=cached,
             reasoning_tokens=sum(choice.reasoning_tokens for choice in self._choices),
         )

@@ -8,6 +8,7 @@ from base64 import b64decode
 
 from fastapi import APIRouter, Request, Response
 
+from gateway.metering import metered
 from gateway.openapi import body_of
 from gateway.state import admit, arrival_of, gateway_of, read
 from gateway.translate import embed_request
@@ -41,9 +42,12 @@ async def _embed(request: Request, asked: EmbeddingsRequest) -> Response:
     arrival = arrival_of(request)
     admit(request, asked.model)
     wanted = embed_request(asked, request_id=arrival.request_id)
-    dispatcher = gateway_of(request).dispatcher
-    async with Leash(request.receive):
-        found = await dispatcher.embed(wanted, arrival.deadline_s, arrival.trail)
+    gateway = gateway_of(request)
+    tokens = sum(1 + len(one) // 4 if isinstance(one, str) else len(one) for one in asked.input)
+    with metered(gateway, arrival, asked.model, tokens) as usage:
+        async with Leash(request.receive):
+            found = await gateway.dispatcher.embed(wanted, arrival.deadline_s, arrival.trail)
+        usage.tokens = found.prompt_tokens
     vectors = found.embeddings_b64
     answer = EmbeddingsResponse(
         object="list",

@@ -11,6 +11,7 @@ from gateway.answer import respond
 from gateway.errors import error_response
 from gateway.messages.render import MessageRenderer
 from gateway.messages.translate import FIELD_NAMES, generate_request, tokenize_request
+from gateway.metering import metered
 from gateway.openapi import body_of
 from gateway.state import admit, arrival_of, gateway_of, read
 from gateway.translate import check_room, renamed
@@ -67,11 +68,11 @@ async def _count(request: Request) -> Response:
     asked = await read(request, CountTokensRequest)
     arrival = arrival_of(request)
     admit(request, asked.model)
-    dispatcher = gateway_of(request).dispatcher
-    async with Leash(request.receive):
-        tokens, _ = await dispatcher.count(
-            tokenize_request(asked), arrival.deadline_s, arrival.trail
-        )
+    gateway = gateway_of(request)
+    with metered(gateway, arrival, asked.model, is_counted=False):
+        async with Leash(request.receive):
+            wanted = tokenize_request(asked)
+            tokens, _ = await gateway.dispatcher.count(wanted, arrival.deadline_s, arrival.trail)
     found = TokenCount(input_tokens=tokens)
     return Response(found.model_dump_json(), media_type="application/json")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from gateway.state import Gateway, gateway_of
-from protocol.errors import TriremeError, quoted
+from gateway.dispatch import not_found
+from gateway.state import Gateway, caller_of, gateway_of
 from protocol.fleet import ModelRecord
 from protocol.openai import ModelCard, ModelList, ModelPermission
 
@@ -14,10 +14,11 @@ router = APIRouter(tags=["models"])
 
 @router.get("/v1/models", response_model=ModelList)
 async def models(request: Request) -> Response:
-    """The models that can be served now, by name."""
-    gateway = gateway_of(request)
+    """The models that can be served now to this caller, by name."""
+    gateway, caller = gateway_of(request), caller_of(request)
     found = gateway.view.snapshot.models
-    listed = ModelList(data=[_card(gateway, found[name]) for name in sorted(found)])
+    names = sorted(filter(caller.may_use, found))
+    listed = ModelList(data=[_card(gateway, found[name]) for name in names])
     return Response(listed.model_dump_json(), media_type="application/json")
 
 
@@ -26,9 +27,8 @@ async def model(request: Request, model: str) -> Response:
     """One of them."""
     gateway = gateway_of(request)
     record = gateway.view.snapshot.models.get(model)
-    if record is None:
-        message = f"The model `{quoted(model)}` does not exist or you do not have access to it."
-        raise TriremeError("model_not_found", message, param="model")
+    if record is None or not caller_of(request).may_use(model):
+        raise not_found(model)
     return Response(_card(gateway, record).model_dump_json(), media_type="application/json")
 
 

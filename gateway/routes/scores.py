@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from gateway.metering import metered
 from gateway.openapi import body_of
 from gateway.state import admit, arrival_of, gateway_of, read
 from protocol.errors import TriremeError
@@ -82,17 +83,20 @@ async def _scores(
         request_id=arrival.request_id, model=model, queries=queries, documents=documents
     )
     tokens = sum(1 + len(text) // 4 for text in (*queries, *documents))
-    dispatcher = gateway_of(request).dispatcher
+    gateway = gateway_of(request)
     try:
-        async with Leash(request.receive):
-            return await dispatcher.ask(
-                wanted,
-                ScoreResponse,
-                arrival.deadline_s,
-                arrival.trail,
-                tokens=tokens,
-                capability="score",
-            )
+        with metered(gateway, arrival, model, tokens) as usage:
+            async with Leash(request.receive):
+                found = await gateway.dispatcher.ask(
+                    wanted,
+                    ScoreResponse,
+                    arrival.deadline_s,
+                    arrival.trail,
+                    tokens=tokens,
+                    capability="score",
+                )
+            usage.tokens = found.prompt_tokens
+            return found
     except TriremeError as error:
         error.param = _renamed(error.param, names)
         raise

@@ -7,6 +7,7 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
+from gateway.metering import metered
 from gateway.openapi import body_of
 from gateway.state import admit, arrival_of, gateway_of, read
 from protocol.generation import TokenizeRequest
@@ -31,16 +32,17 @@ AT_ONCE: Final = 8
 async def token_check(request: Request) -> Response:
     """Counts each prompt's tokens and says whether `max_tokens` more fit into the context."""
     asked = await read(request, TokenCheckRequest)
-    arrival = arrival_of(request)
+    arrival, gateway = arrival_of(request), gateway_of(request)
     for prompt in asked.prompts:
         admit(request, prompt.model)
     turns = asyncio.Semaphore(AT_ONCE)
-    dispatcher = gateway_of(request).dispatcher
 
     async def check(prompt: TokenCheckPrompt) -> TokenCheckItem:
         async with turns:
             wanted = TokenizeRequest(model=prompt.model, prompt=prompt.prompt)
-            tokens, context = await dispatcher.count(wanted, arrival.deadline_s, arrival.trail)
+            tokens, context = await gateway.dispatcher.count(
+                wanted, arrival.deadline_s, arrival.trail
+            )
         fits = tokens + prompt.max_tokens <= context
         return TokenCheckItem(fits=fits, tokenCount=tokens, contextLength=context)
 
@@ -53,6 +55,7 @@ async def token_check(request: Request) -> Response:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async with Leash(request.receive):
-        found = TokenCheckResponse(prompts=await check_all())
+    with metered(gateway, arrival, asked.prompts[0].model, is_counted=False):
+        async with Leash(request.receive):
+            found = TokenCheckResponse(prompts=await check_all())
     return Response(found.to_json(), media_type="application/json")

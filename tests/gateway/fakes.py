@@ -9,6 +9,7 @@ import struct
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -322,7 +323,9 @@ class Stack:
 
 
 @contextlib.asynccontextmanager
-async def stack(*workers: FakeWorker, **settings: Any) -> AsyncIterator[Stack]:
+async def stack(
+    *workers: FakeWorker, usage_db: Path | None = None, **settings: Any
+) -> AsyncIterator[Stack]:
     """Workers, a controller that lists them, and a gateway that has seen them."""
     async with contextlib.AsyncExitStack() as cleanup:
         for worker in workers:
@@ -330,9 +333,12 @@ async def stack(*workers: FakeWorker, **settings: Any) -> AsyncIterator[Stack]:
         controller = FakeController()
         controller.set(*(record(w.instance_id, w.address) for w in workers))
         controller.address = await cleanup.enter_async_context(serving(controller.app()))
-        app = create_app(
-            GatewaySettings(controller_address=(controller.address,), port=0, **settings)
-        )
+
+        def made() -> FastAPI:
+            given = GatewaySettings(controller_address=(controller.address,), port=0, **settings)
+            return create_app(given, usage_db=usage_db)
+
+        app = await asyncio.to_thread(made)  # it may read a file
         url = await cleanup.enter_async_context(serving_gateway(app))
         await until(lambda: app.state.gateway.view.snapshot.synced)
         yield Stack(url, app, controller, list(workers))

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from gateway.config import GatewaySettings
+from trireme.service.auth import digest
 from trireme.service.settings import load_settings
 
 
@@ -48,7 +49,7 @@ def test_lists_are_comma_separated_or_json() -> None:
         "--allowed-origins", '["https://a.example"]', "--allow-credentials",
     )  # fmt: skip
     assert settings.controller_address == ("http://a:1", "http://b:2")
-    assert settings.accepted_keys() == ("k1", "k2")
+    assert [key.digest for key in settings.accepted_keys()] == [digest("k1"), digest("k2")]
     assert settings.allowed_origins == ("https://a.example",)
 
 
@@ -68,7 +69,9 @@ def test_a_keys_file_has_one_key_a_line(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("# ours\nk1\n\n  k2  \n# theirs\nk3\n")
     settings = load("--api-keys-file", str(file), "--api-keys", "k0")
-    assert settings.accepted_keys() == ("k0", "k1", "k2", "k3")
+    assert [key.digest for key in settings.accepted_keys()] == list(
+        map(digest, ("k0", "k1", "k2", "k3"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,6 +148,38 @@ def test_a_signal_ends_it_cleanly(
     assert process.wait(5) == 0
     assert process.stderr is not None
     assert "Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_ledger_that_cannot_be_written_is_exit_2(tmp_path: Path, processes: str) -> None:
+    (tmp_path / "file").touch()
+    asked = subprocess.run(
+        [sys.executable, "-m", "gateway", "--port", "0", "--processes", processes,
+         "--usage-db", str(tmp_path / "file" / "usage.db")],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=20,
+        check=False,
+    )  # fmt: skip
+    assert asked.returncode == 2
+    assert [line.partition(" /")[0] for line in asked.stderr.splitlines()] == [
+        "python -m gateway: --usage-db"
+    ]
+
+
+def test_without_the_default_ledger_it_serves_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
+    command = [sys.executable, "-m", "gateway", "--port", str(port)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as started:
+        try:
+            wait_alive(port)
+        finally:
+            started.terminate()
+        assert started.stderr is not None
+        assert "no usage ledger is kept" in started.stderr.read()
 
 
 def test_a_taken_port_is_exit_4(process: subprocess.Popen[str], port: int) -> None:

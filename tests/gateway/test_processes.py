@@ -129,6 +129,13 @@ async def test_requests_go_on_when_a_process_is_killed_and_none_is_uncounted() -
         assert await gateway.counted() == 45
 
 
+async def test_a_limit_holds_for_all_processes_together() -> None:
+    async with running(FakeWorker(), "--limit-requests", "5") as gateway:
+        await both_serve(gateway)
+        found = await asyncio.gather(*(gateway.ask() for _ in range(24)))
+        assert sorted(found) == [200] * 5 + [429] * 19
+
+
 async def test_a_stream_on_a_killed_process_breaks_and_frees_the_worker() -> None:
     worker = FakeWorker(hang_after=3)
     async with running(worker) as gateway:

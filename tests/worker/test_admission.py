@@ -86,6 +86,34 @@ def test_retry_after_follows_the_measured_drain_rate() -> None:
     assert caught.value.retry_after_s == pytest.approx(1.5)
 
 
+def test_a_full_queue_has_room_for_those_who_have_little_of_it() -> None:
+    made = admission(capacity=2, requests=8)
+    for _ in range(10):
+        made.enter(1, tenant="flood")
+    with pytest.raises(TriremeError):
+        made.enter(1, tenant="flood")
+    made.enter(1, tenant="other")
+    made.enter(1, tenant="third")
+    for tenant in ("flood", "other"):  # a quarter more, and not beyond
+        with pytest.raises(TriremeError):
+            made.enter(1, tenant=tenant)
+
+
+async def test_tenants_take_turns_under_the_limit() -> None:
+    made = admission(1, requests=20)
+    order = []
+
+    async def one(tenant: str) -> None:
+        with made.enter(5, tenant=tenant) as ticket:
+            await ticket.wait_turn()
+            order.append(tenant)
+            await asyncio.sleep(0)
+            ticket.generated = 10
+
+    await asyncio.gather(*(one(tenant) for tenant in "aaaaaabb"))
+    assert "".join(order) == "ababaaaa"
+
+
 async def test_without_a_limit_nobody_waits_here() -> None:
     made = admission(None)
     with made.enter(1) as ticket:

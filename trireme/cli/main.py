@@ -12,10 +12,12 @@ from trireme.cli.bench import bench
 from trireme.cli.chat import ChatSettings, chat
 from trireme.cli.drain import drain
 from trireme.cli.fleet_api import controller_client
+from trireme.cli.key import make_key
 from trireme.cli.launch import become
 from trireme.cli.status import show_status
 from trireme.cli.up import up
 from trireme.cli.up_settings import UpSettings
+from trireme.cli.usage import UsageQuery, show_usage
 
 app = typer.Typer(
     name="trireme",
@@ -144,6 +146,43 @@ def drain_command(
             timeout_s=timeout_s,
         )
     raise typer.Exit(code)
+
+
+@app.command("key")
+def key_command(
+    name: Annotated[str, typer.Argument(help="what the key is called in the usage ledger")],
+    models: Annotated[str, typer.Option(help="the only models it may use, a,b (all)")] = "",
+    limit_requests: Annotated[
+        int | None, typer.Option(min=0, help="requests a minute; 0 is no limit")
+    ] = None,
+    limit_tokens: Annotated[
+        int | None, typer.Option(min=0, help="tokens a minute; 0 is no limit")
+    ] = None,
+) -> None:
+    """Make an API key: the key on stderr, its entry for the gateway's keys file on stdout.
+
+    trireme key alice >> keys.toml
+    """
+    raise typer.Exit(make_key(name, models, limit_requests, limit_tokens))
+
+
+@app.command("usage")
+def usage_command(
+    db: Annotated[
+        Path | None, typer.Option(help="the gateways' ledger (default: the user's own)")
+    ] = None,
+    since: Annotated[str, typer.Option(help="from then on: 2026-01-31, or 24h, 7d ago")] = "",
+    until: Annotated[str, typer.Option(help="before then: 2026-01-31, or 24h, 7d ago")] = "",
+    by: Annotated[
+        str, typer.Option(help="what the sums are taken by: key, model, day, route")
+    ] = "key,model",
+    as_json: Annotated[bool, typer.Option("--json", help="a JSON list instead")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV instead")] = False,
+) -> None:
+    """Show the requests and tokens of each key and model. Days are those of UTC."""
+    groups = tuple(dict.fromkeys(name.strip() for name in by.split(",") if name.strip()))
+    form = "json" if as_json else "csv" if as_csv else "table"
+    raise typer.Exit(show_usage(UsageQuery(db, since, until, groups), Console(), form))
 
 
 @app.command("chat")

@@ -5,6 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable
+from typing import Final
+
+KEY_NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$"
+"""What a key may be called."""
+DIGEST_PREFIX: Final = "sha256:"
+"""Stands before a digest in hex, in a file of keys."""
 
 
 def digest(token: str) -> bytes:

@@ -75,6 +75,7 @@ class Parent:
         listener: bound and listening.
         count: how many children.
         summed: see `Totals`.
+        shared: further file descriptors that they inherit.
     """
 
     def __init__(
@@ -83,11 +84,13 @@ class Parent:
         listener: socket.socket,
         count: int,
         summed: Collection[str] = (),
+        shared: Sequence[int] = (),
     ) -> None:
         self._command = command
         self._listener = listener
         self._count = count
         self._totals = Totals(summed)
+        self._shared = tuple(shared)
         self._children: dict[int, _Child] = {}
         self._signals = 0
         self._was_ready = False
@@ -155,7 +158,7 @@ class Parent:
             fds = (self._listener.fileno(), theirs.fileno())
             process = subprocess.Popen(  # noqa: ASYNC220 - it returns as soon as it has forked
                 self._command(*fds),
-                pass_fds=fds,
+                pass_fds=(*fds, *self._shared),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # a terminal's Ctrl-C is for the parent
             )

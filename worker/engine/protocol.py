@@ -58,7 +58,8 @@ class Job:
     Attributes:
         job_id: unique in this process.
         deadline_s: seconds from submission after which nobody waits for it any more.
-        cache_salt: seeds the prefix cache.
+        cache_salt: of the tenant who asks; seeds the prefix cache, and tells tenants apart where
+            they wait.
         priority: lower runs first; ties in order of arrival.
         begun: tokens that each choice has already, to go on from; None for a choice that has ended.
             Empty for a job from its beginning. Outputs begin behind these tokens.

@@ -8,18 +8,15 @@ recomputed later (vLLM's preemption by recomputation).
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final
 
 from worker.engine.blocks import BlockPool
+from worker.engine.fairness import FairQueue
 from worker.engine.rates import PrefillBudget
 from worker.engine.sequence import PENDING, Sequence
-
-_Entry: TypeAlias = tuple[int, int, int, Sequence]
-"""Of the queue: priority, arrival, index of the choice, sequence."""
 
 _MOST_PASSED: Final = 16
 """How many of the queue a step looks up in the prefix cache in vain, which bounds its time."""
@@ -102,14 +99,14 @@ class Scheduler:
         self._pool = pool
         self._max_running = max_running
         self._max_batch_tokens = max_batch_tokens
-        self._waiting: list[_Entry] = []
+        self._waiting: FairQueue[Sequence] = FairQueue()
         self.running: list[Sequence] = []
         self.preemptions = 0
 
     @property
     def has_work(self) -> bool:
         """Whether a step would have anything to do, now or after a release."""
-        return bool(self.running or self._waiting)
+        return bool(self.running) or len(self._waiting) > 0
 
     @property
     def num_waiting(self) -> int:
@@ -129,15 +126,18 @@ class Scheduler:
     @property
     def waiting_tokens(self) -> int:
         """Tokens to prefill of the sequences in the queue."""
-        return sum(entry[-1].num_pending for entry in self._waiting)
+        return sum(seq.num_pending for seq in self._waiting)
 
     def limit(self, max_running: int, max_batch_tokens: int) -> None:
         """Bound the steps from now on; what runs already goes on."""
         self._max_running, self._max_batch_tokens = max_running, max_batch_tokens
 
     def add(self, seq: Sequence) -> None:
-        """Queue a sequence: by priority, then in order of arrival."""
-        heapq.heappush(self._waiting, (seq.priority, seq.arrival, seq.index, seq))
+        """Queue a sequence: by priority, fairly between tenants, then in order of arrival.
+
+        One that was admitted before keeps its place.
+        """
+        self._waiting.add(seq.cache_salt, _age(seq), seq, keeps_place=seq.num_cached is not None)
 
     def remove(self, seqs: Iterable[Sequence]) -> None:
         """Take sequences out, wherever they are, and free their blocks."""
@@ -147,14 +147,11 @@ class Scheduler:
         for seq in [seq for seq in self.running if id(seq) in gone]:
             self._pool.release(seq)
         self.running = [seq for seq in self.running if id(seq) not in gone]
-        kept = [entry for entry in self._waiting if id(entry[-1]) not in gone]
-        if len(kept) != len(self._waiting):
-            heapq.heapify(kept)
-            self._waiting = kept
+        self._waiting.discard(gone)
 
     def expired(self, now_s: float) -> list[Sequence]:
         """Sequences whose deadline has passed, running or waiting."""
-        everyone = [*self.running, *(entry[-1] for entry in self._waiting)]
+        everyone = [*self.running, *self._waiting]
         return [seq for seq in everyone if seq.deadline is not None and seq.deadline <= now_s]
 
     def schedule(self, prefill: PrefillBudget | None = None) -> list[Scheduled]:
@@ -238,8 +235,10 @@ class Scheduler:
         for item in batch:
             item.seq.num_computed += item.num_new
             self._pool.publish(item.seq)
-            if item.samples and not item.seq.is_beam:
-                item.seq.reserve()
+            if item.samples:
+                self._waiting.charge_generated(item.seq.cache_salt, 1)
+                if not item.seq.is_beam:
+                    item.seq.reserve()
 
     def resolve(self, batch: SequenceOf[Scheduled], sampled: SequenceOf[int | None]) -> None:
         """Take a counted step's tokens: one a batch entry, None where none was sampled."""
@@ -254,15 +253,14 @@ class Scheduler:
         Short prompts pass long ones whose budget is spent, and all pass a choice that waits for
         its leader. Nothing passes a sequence that waits for blocks.
         """
-        passed: list[_Entry] = []
+        passed: list[Sequence] = []
         looked_at, has_room = 0, True
         while self._waiting and left.tokens and len(self.running) < self._max_running:
             if not has_room or looked_at == _MOST_PASSED:
                 break
-            entry = heapq.heappop(self._waiting)
-            seq = entry[-1]
+            seq = self._waiting.pop()
             if _waits_for_leader(seq) or (seq.is_long and left.is_spent_on_long):
-                passed.append(entry)
+                passed.append(seq)
                 continue
             num_found = seq.num_computed = self._pool.match_prefix(seq)
             seq.is_long = left.is_long(seq)
@@ -270,17 +268,21 @@ class Scheduler:
             has_room = self._pool.can_grow(seq, seq.num_tokens)
             if not has_room or num_new == 0:
                 self._pool.release(seq)
-                passed.append(entry)
+                passed.append(seq)
                 looked_at += 1
                 continue
             if seq.num_cached is None:
                 seq.num_cached = num_found
+                if seq.leader is None:  # the others find the prompt that it computes
+                    self._waiting.charge_prompt(seq.cache_salt, seq.num_tokens)
             self._pool.grow(seq, seq.num_computed + num_new)
             self.running.append(seq)
             batch.append(Scheduled.next_of(seq, num_new))
             left.spend(seq, num_new)
-        for entry in passed:
-            heapq.heappush(self._waiting, entry)
+        for seq in passed:
+            self._waiting.put_back(
+                seq.cache_salt, _age(seq), seq, keeps_place=seq.num_cached is not None
+            )
 
     def _make_room(self, seq: Sequence, num_tokens: int, batch: list[Scheduled]) -> bool:
         """Preempt the youngest until `seq` can grow; False when `seq` itself was the youngest."""

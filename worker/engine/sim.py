@@ -19,6 +19,7 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from protocol.errors import TriremeError
+from worker.engine.fairness import FairQueue
 from worker.engine.outputs import Output, Outputs
 from worker.engine.protocol import (
     EngineInfo,
@@ -104,7 +105,7 @@ class SimEngine:
             device="none",
             weights_digest=hashlib.sha256(f"sim 1 {options.tokens}".encode()).hexdigest(),
         )
-        self._waiting: list[tuple[int, int, _Sequence]] = []  # a heap by (priority, order)
+        self._waiting: FairQueue[_Sequence] = FairQueue()
         self._heap: list[tuple[float, int, _Sequence]] = []  # a heap by (due, order)
         self._order = itertools.count()
         self._jobs: dict[str, list[_Sequence]] = {}
@@ -149,7 +150,7 @@ class SimEngine:
         sequences = [_Sequence(channel, i, _key(job, i), pos=len(ids)) for i, ids in job.choices]
         self._jobs[job.job_id] = sequences
         for sequence in sequences:
-            heapq.heappush(self._waiting, (job.priority, next(self._order), sequence))
+            self._waiting.add(job.cache_salt, (job.priority, next(self._order)), sequence)
         self._wake.set()
         try:
             while outputs := await channel.outputs.take():
@@ -180,7 +181,7 @@ class SimEngine:
 
     def load(self) -> EngineLoad:
         """The load now."""
-        waiting = [sequence for _, _, sequence in self._waiting]
+        waiting = list(self._waiting)
         return EngineLoad(
             running=self._running,
             waiting=len(waiting),
@@ -234,9 +235,10 @@ class SimEngine:
 
     def _admit(self, now: float) -> None:
         while self._waiting and self._running < self._options.max_running:
-            sequence = heapq.heappop(self._waiting)[2]
+            sequence = self._waiting.pop()
             channel = sequence.channel
             if sequence.index == 0:
+                self._waiting.charge_prompt(channel.job.cache_salt, len(channel.job.prompt_ids))
                 self._prompt_tokens += len(channel.job.prompt_ids)
                 if self._options.ttft_s:
                     self._prefill_rate.add(len(channel.job.prompt_ids), self._options.ttft_s)
@@ -275,6 +277,7 @@ class SimEngine:
         if params.prompt_logprobs is not None and not channel.prompt_sent:
             channel.prompt_sent = True
             channel.outputs.put(PromptOutput(_prompt_logprobs(channel.job)))
+        self._waiting.charge_generated(channel.job.cache_salt, 1)
         token_id = _token(sequence.key, pos, params)
         finish, stop_token = self._finish(params, pos, token_id)
         logprobs = (
@@ -311,8 +314,7 @@ class SimEngine:
         if sequence.running:
             self._running -= 1
         else:
-            self._waiting = [entry for entry in self._waiting if entry[2] is not sequence]
-            heapq.heapify(self._waiting)
+            self._waiting.discard({id(sequence)})
         sequence.channel.end_choice()
         self._wake.set()
 

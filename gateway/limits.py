@@ -1,0 +1,142 @@
+"""Limits of callers: what a request takes at its arrival, and the headers that tell what is left.
+
+A request takes one request and the tokens that it may need; at its end these are set right. The
+limits hold for all processes of a gateway together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from time import monotonic
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.buckets import Bucket, Table
+from gateway.keys import ApiKey
+from protocol.errors import TriremeError
+
+RESERVED_TOKENS: Final = 256
+"""Taken for each answer of a request that does not say how long it may get."""
+LIMIT_HEADERS: Final = tuple(
+    f"x-ratelimit-{what}-{name}"
+    for name in ("requests", "tokens")
+    for what in ("limit", "remaining", "reset")
+)
+_ID_BYTES: Final = 16
+
+
+class Limiter:
+    """Buckets of all callers.
+
+    Args:
+        refused: called with `requests`, `tokens` or `size` when a request is refused.
+        clock: seconds; all processes that share the table must have the same one.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        refused: Callable[[str], None] = lambda _limit: None,
+        *,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._table = table
+        self._refused = refused
+        self._clock = clock
+
+    def take(self, key: ApiKey, tokens: int) -> None:
+        """Take one request and so many tokens, or nothing.
+
+        Raises:
+            TriremeError: `rate_limit_exceeded` with the seconds until it would fit;
+                `insufficient_quota` for what never will.
+        """
+        limits = key.limits
+        if not limits:
+            return
+        if limits.tokens and tokens > limits.tokens:
+            self._refused("size")
+            message = (
+                f"The request needs up to {tokens} tokens, which is more than the {limits.tokens} "
+                "that this API key may use in a minute. Shorten the prompt, or ask for fewer with "
+                "max_tokens."
+            )
+            raise TriremeError("insufficient_quota", message)
+        now = self._clock()
+        wanted = (("requests", limits.requests, 1), ("tokens", limits.tokens, tokens))
+        with self._table.row(key.digest[:_ID_BYTES]) as row:
+            waits = [
+                (Bucket(limit).wait_s(row[place], amount, now), name, limit)
+                for place, (name, limit, amount) in enumerate(wanted)
+                if limit
+            ]
+            wait_s, name, limit = max(waits)
+            if not wait_s:
+                for place, (_name, limit, amount) in enumerate(wanted):
+                    if limit:
+                        row[place] = Bucket(limit).taken(row[place], amount, now)
+                return
+        self._refused(name)
+        message = (
+            f"This API key's limit of {limit} {name} a minute is reached. "
+            f"Please try again in {duration(wait_s)}."
+        )
+        raise TriremeError("rate_limit_exceeded", message, retry_after_s=wait_s)
+
+    def correct(self, key: ApiKey, taken: int, used: int) -> None:
+        """At a request's end: it took so many tokens, and has used so many."""
+        limit = key.limits.tokens
+        if not limit or taken == used:
+            return
+        with self._table.row(key.digest[:_ID_BYTES]) as row:
+            row[1] = Bucket(limit).taken(row[1], used - taken, self._clock())
+
+    def headers(self, key: ApiKey) -> list[tuple[bytes, bytes]]:
+        """`x-ratelimit-*`, as OpenAI has them."""
+        states, now = self._table.peek(key.digest[:_ID_BYTES]), self._clock()
+        limits = (("requests", key.limits.requests), ("tokens", key.limits.tokens))
+        found: list[tuple[bytes, bytes]] = []
+        for full_at, (name, limit) in zip(states, limits, strict=True):
+            if limit:
+                left = max(0, int(Bucket(limit).left(full_at, now)))
+                values = (("limit", limit), ("remaining", left), ("reset", duration(full_at - now)))
+                found += [(f"x-ratelimit-{w}-{name}".encode(), f"{v}".encode()) for w, v in values]
+        return found
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI's headers have it: `20ms`, `1.5s`, `6m0s`, `1h0m0s`; rounded up."""
+    millis = max(0, math.ceil(1000 * seconds))
+    if millis < 1000:
+        return f"{millis}ms" if millis else "0s"
+    minutes, rest = divmod(millis, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    text = f"{rest / 1000:g}s"
+    if hours or minutes:
+        text = f"{minutes}m{text}"
+    return f"{hours}h{text}" if hours else text
+
+
+class LimitHeaders:
+    """Adds what is left to every answer of a caller that has limits. Stands behind the
+    authentication, which says who calls."""
+
+    def __init__(self, app: ASGIApp, limiter: Limiter) -> None:
+        self._app = app
+        self._limiter = limiter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        caller: ApiKey | None = scope.get("state", {}).get("caller")
+        if caller is None or not caller.limits:
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                limits = self._limiter.headers(caller)
+                message["headers"] = [*message.get("headers", ()), *limits]
+            await send(message)
+
+        await self._app(scope, receive, send_with_limits)

@@ -1,0 +1,45 @@
+"""What a gateway's processes share, found or made before they start."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO
+
+from gateway.buckets import TABLE_BYTES
+from gateway.config import GatewaySettings
+from trireme.service.ledger import LedgerError, default_path, open_ledger
+from trireme.service.settings import EXIT_BAD_ARGUMENTS
+
+log = logging.getLogger(__name__)
+
+
+def usage_db(settings: GatewaySettings) -> Path | None:
+    """The file of the usage ledger, which can be written; None when there is to be none.
+
+    A file that was asked for and cannot be used ends the process with one line and code 2. The
+    default one is done without, as in a container whose folders cannot be written.
+    """
+    if settings.usage_db == "none":
+        return None
+    asked_for = settings.usage_db != "auto"
+    path = Path(settings.usage_db).expanduser() if asked_for else default_path()
+    try:
+        open_ledger(path).close()
+    except LedgerError as error:
+        if asked_for:
+            sys.stderr.write(f"python -m gateway: --usage-db {error}\n")
+            raise SystemExit(EXIT_BAD_ARGUMENTS) from error
+        log.warning("no usage ledger is kept: %s", error)
+        return None
+    return path
+
+
+def shared_table() -> IO[bytes]:
+    """The memory in which several processes keep what callers have used of their limits; it is
+    gone when the last of them closes it."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as the process
+    file.truncate(TABLE_BYTES)
+    return file

@@ -1,0 +1,109 @@
+"""The keys file: what it may say, and how changes of it are taken over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+import pytest
+
+from gateway import keys
+from gateway.keys import KeyRing, Limits, anonymous, follow, plain_key, read_keys
+from tests.gateway.fakes import until
+from trireme.service.auth import digest
+
+NONE = Limits()
+DIGEST = "sha256:" + digest("secret-1").hex()
+ALICE = f'[[keys]]\nname = "alice"\ndigest = "{DIGEST}"\n'
+BOB = '[[keys]]\nname = "bob"\nkey = "secret-2"\n'
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "keys.toml"
+    file.write_text(text)
+    return file
+
+
+def ring(*texts: str) -> KeyRing:
+    return KeyRing((plain_key(text, NONE) for text in texts), anonymous(NONE))
+
+
+@pytest.mark.parametrize("token", ["plain", "ünïcödé", "🔑", "a" * 10_000, "\udcff"])
+def test_a_key_is_found_and_anything_else_is_not(token: str) -> None:
+    found = ring("other", token).find(token)
+    assert found is not None
+    assert found.name == f"key-{digest(token).hex()[:8]}"
+    assert ring("other").find(token) is None
+    assert ring(token).find("") is None
+    assert ring(token).find(None) is None
+
+
+def test_without_keys_everybody_is_the_same_caller() -> None:
+    assert ring().find(None) == ring().find("x") == anonymous(NONE)
+    assert not ring()
+
+
+def test_an_entry_has_a_digest_or_a_key_and_its_own_limits(tmp_path: Path) -> None:
+    more = 'models = ["a", "b"]\nlimit_requests = 10\nlimit_tokens = 0\n'
+    alice, bob = read_keys(written(tmp_path, ALICE + more + BOB), Limits(5, 7))
+    assert (alice.name, alice.digest) == ("alice", digest("secret-1"))
+    assert (alice.models, alice.limits) == ({"a", "b"}, Limits(10, 0))
+    assert (bob.digest, bob.models, bob.limits) == (digest("secret-2"), None, Limits(5, 7))
+    assert alice.may_use("a")
+    assert not alice.may_use("c")
+    assert bob.may_use("c")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no key in it"),
+        ("keys = 3", "[[keys]]"),
+        ("[keys]\na = 1", "[[keys]]"),
+        ("[[key]]\n", "'key'"),
+        (ALICE + "nonsense\n", "line 4"),
+        (ALICE + "limit_request = 1\n", "entry 1, limit_request"),
+        (ALICE + "limit_tokens = -1\n", "entry 1, limit_tokens"),
+        (ALICE + 'limit_tokens = "1"\n', "entry 1, limit_tokens"),
+        (ALICE + "models = []\n", "entry 1, models"),
+        (ALICE + 'key = "x"\n', "entry 1 (alice): give either digest or key"),
+        ('[[keys]]\nname = "alice"\n', "entry 1 (alice): give either digest or key"),
+        ('[[keys]]\nkey = "x"\n', "entry 1, name"),
+        ('[[keys]]\nname = "-"\nkey = "x"\n', "entry 1, name"),
+        ('[[keys]]\nname = "a"\ndigest = "sha256:12"\n', "entry 1, digest"),
+        (ALICE + BOB + ALICE, "entry 3 (alice) has the name of entry 1"),
+        (ALICE + ALICE.replace("alice", "carol"), "entry 2 (carol) has the key of entry 1"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=r"keys\.toml: ") as caught:
+        read_keys(written(tmp_path, text), NONE)
+    assert said in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_change_of_the_file_is_taken_over_and_a_broken_one_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keys, "LOOK_EVERY_S", 0.01)
+    file = written(tmp_path, ALICE)
+    held = ring("before")
+    following = asyncio.create_task(follow(file, lambda: read_keys(file, NONE), held))
+    try:
+        await until(lambda: held.find("secret-1"))
+        written(tmp_path, BOB)
+        await until(lambda: held.find("secret-2"))
+        assert held.find("secret-1") is None
+        with caplog.at_level(logging.ERROR):
+            written(tmp_path, "broken")
+            await until(lambda: "stay as they were" in caplog.text)
+        assert held.find("secret-2")
+        file.unlink()
+        await asyncio.sleep(0.05)
+        assert held.find("secret-2")
+        written(tmp_path, ALICE)
+        await until(lambda: held.find("secret-1"))
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
