@@ -11,6 +11,8 @@ from pydantic import AfterValidator, Field, model_validator
 from gateway.routing import POLICIES
 from trireme.service.settings import Strings, TierSettings, settings_config
 
+CLOSING_S: Final = 3.0
+"""Requests that are ended after the grace have so long to tell their clients."""
 SUMMED_GAUGES: Final = ("trireme_gateway_requests_in_flight", "trireme_gateway_in_flight_drift")
 """Gauges of which each of several processes has its own share."""
 
@@ -96,8 +98,18 @@ class GatewaySettings(TierSettings):
         allow_inf_nan=False,
         description="seconds after its last use that one is kept",
     )
+    drain_delay_s: float = Field(
+        0.5,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="seconds on SIGTERM in which it still serves while /readyz says 503",
+    )
     drain_grace_s: float = Field(
-        120.0, ge=0, allow_inf_nan=False, description="seconds that running requests get on SIGTERM"
+        120.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds after that which running requests get",
     )
 
     @model_validator(mode="after")

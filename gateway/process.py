@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 
-from gateway.config import GatewaySettings
+from gateway.config import CLOSING_S, GatewaySettings
 from trireme.service.settings import load_settings
 
 
@@ -30,7 +30,9 @@ def main() -> int:
         os.kill(os.getpid(), signal.SIGTERM)
 
     app = create_app(settings, lambda shown: Sibling(control, shown, orphaned=stop))
-    return run(app, settings, listener, drain=app.state.drain, grace_s=settings.drain_grace_s)
+    return run(
+        app, settings, listener, drain=app.state.drain, grace_s=settings.drain_grace_s + CLOSING_S
+    )
 
 
 if __name__ == "__main__":
