@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable
 from random import Random
 
@@ -88,9 +89,8 @@ class Worker(Process):
         self.state: WorkerState = "ready"
         self.incarnation = self.seq = 0
         self.said_goodbye = False
-        self.born = world.now
         self.heard: dict[str, float] = {}
-        self.gap_at = -AFTERMATH_S
+        self.gap_at = world.now
         for controller in list(world.controllers):
             self.every(BEAT_S, lambda name=controller: self.beat(name))
 
@@ -318,11 +318,12 @@ class World:
         self.controllers[name] = Controller(self, name, epoch)
 
     def note_gaps(self) -> None:
-        """Which workers have not been heard for half a lease, by any controller."""
+        """Which workers some controller has not heard for half a lease, or never yet."""
         for worker in self.workers.values():
             for name, controller in self.controllers.items():
-                since = max(worker.heard.get(name, worker.born), controller.began)
-                if worker.alive and controller.awake_s - since > TTL_S / 2:
+                since = max(worker.heard.get(name, -math.inf), controller.began)
+                never = name not in worker.heard
+                if worker.alive and (never or controller.awake_s - since > TTL_S / 2):
                     worker.gap_at = self.now
         self.at(self.now + SWEEP_S, self.note_gaps)
 
