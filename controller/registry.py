@@ -299,11 +299,10 @@ class Registry:
         holder = self.at(record.address)
         other = holder is not None and holder.record.instance_id != record.instance_id
         stone = self._tombstones.get(record.instance_id)
-        if stone is not None:
-            displaced = stone.displaced_from == record.address
-            if (displaced and other) or (not displaced and record.incarnation <= stone.incarnation):
-                stone.until = now + TOMBSTONE_TTLS * self._ttl_s
-                return Verdict("stale", stone.incarnation)
+        # a process that said goodbye is no more; one that was displaced waits for its address
+        if stone is not None and (other or stone.displaced_from is None):
+            stone.until = now + TOMBSTONE_TTLS * self._ttl_s
+            return Verdict("stale", stone.incarnation)
         if holder is not None and other and record.incarnation <= holder.record.incarnation:
             return Verdict("conflict", holder.record.incarnation)
         return None

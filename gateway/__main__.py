@@ -6,7 +6,7 @@ import logging
 import socket
 import sys
 
-from gateway.config import SUMMED_GAUGES, GatewaySettings
+from gateway.config import CLOSING_S, SUMMED_GAUGES, GatewaySettings
 from gateway.start import shared_table, usage_db
 from trireme.service.settings import is_loopback, load_settings
 
@@ -28,7 +28,9 @@ def main() -> int:
     from gateway.app import create_app
 
     app = create_app(settings, usage_db=usage_db(settings))
-    return run(app, settings, listener, drain=app.state.drain, grace_s=settings.drain_grace_s)
+    return run(
+        app, settings, listener, drain=app.state.drain, grace_s=settings.drain_grace_s + CLOSING_S
+    )
 
 
 def _several(settings: GatewaySettings, listener: socket.socket) -> int:

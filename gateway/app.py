@@ -46,7 +46,7 @@ from gateway.state import Gateway
 from gateway.trail import Trails
 from gateway.worker_client import NativeClient, Timeouts, WorkerHttp, open_session
 from protocol import __version__
-from protocol.errors import quoted
+from protocol.errors import TriremeError, quoted
 from protocol.fleet import WorkerRecord
 from trireme.service.auth import TokenSet
 from trireme.service.health import HEALTH_PATHS, health_router
@@ -143,6 +143,12 @@ def create_app(
             watch = FleetWatch(
                 view, settings.controller_address, session, settings.cluster_token, changed
             )
+
+            def end_requests() -> None:
+                dispatcher.stop(TriremeError("draining", "The gateway is shutting down."))
+                pool.close()
+
+            app.state.end_requests = end_requests
             watch.start()
             if ledger is not None:
                 ledger.start()
@@ -179,8 +185,12 @@ def create_app(
         return "no model can be served" if view.snapshot.synced else "no controller has answered"
 
     async def drain() -> None:
+        """Not ready from now on, but serving while load balancers notice; then no connection is
+        taken any more, and what runs has its grace before it is told that this is the end."""
         nonlocal draining
         draining = True
+        await asyncio.sleep(settings.drain_delay_s)
+        asyncio.get_running_loop().call_later(settings.drain_grace_s, app.state.end_requests)
 
     def finished(scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
@@ -237,7 +247,7 @@ def create_app(
             *LIMIT_HEADERS,
         ],
     )
-    app.add_middleware(RequestContext, finished=finished)
+    app.add_middleware(RequestContext, finished=finished, closing=lambda: draining)
     return app
 
 

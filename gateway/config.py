@@ -12,6 +12,8 @@ from gateway.keys import ApiKey, Limits, plain_key, read_keys
 from gateway.routing import POLICIES
 from trireme.service.settings import Strings, TierSettings, settings_config
 
+CLOSING_S: Final = 3.0
+"""Requests that are ended after the grace have so long to tell their clients."""
 SUMMED_GAUGES: Final = ("trireme_gateway_requests_in_flight", "trireme_gateway_in_flight_drift")
 """Gauges of which each of several processes has its own share."""
 
@@ -108,8 +110,18 @@ class GatewaySettings(TierSettings):
         description="SQLite file of the usage ledger; auto is the user's own, none keeps none",
     )
     usage_days: int = Field(400, ge=1, le=36_500, description="days that its rows are kept")
+    drain_delay_s: float = Field(
+        0.5,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="seconds on SIGTERM in which it still serves while /readyz says 503",
+    )
     drain_grace_s: float = Field(
-        120.0, ge=0, allow_inf_nan=False, description="seconds that running requests get on SIGTERM"
+        120.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds after that which running requests get",
     )
 
     @model_validator(mode="after")

@@ -111,6 +111,7 @@ class Dispatcher:
         self._rng = rng
         self._restart_wait_s = restart_wait_s
         self._waiting: set[asyncio.Future[None]] = set()
+        self._over: TriremeError | None = None
         self._prefixes = PrefixIndex()
         self._groups: dict[tuple[str, Capability | None], tuple[Group, Sequence[Out]]] = {}
         self._groups_of = view.snapshot
@@ -201,6 +202,11 @@ class Dispatcher:
             request.model, tokens, capability, timeout_s, ask, trail, native=True
         )
 
+    def stop(self, over: TriremeError) -> None:
+        """No request goes on or begins: all fail so, as soon as their worker's answer ends."""
+        self._over = over
+        self.fleet_changed()
+
     # ---- streams --------------------------------------------------------------------------------
 
     async def _attempts(
@@ -209,7 +215,7 @@ class Dispatcher:
         request = progress.request
         begun, limit_s = monotonic(), request.deadline_s
         retry = _Retry(self._budget, self._metrics, request.model)
-        while True:
+        while self._over is None:
             left_s = limit_s - (monotonic() - begun) if limit_s is not None else None
             if left_s is not None and left_s <= 0:
                 raise _too_late(limit_s)
@@ -243,7 +249,9 @@ class Dispatcher:
                                 return
                     raise TriremeError("worker_lost", "The worker's answer ended early.")
             except TriremeError as error:
-                retry.note(worker, error, progress)
+                if self._over is None:
+                    retry.note(worker, error, progress)
+        raise self._over
 
     def _choose(
         self,
@@ -288,7 +296,7 @@ class Dispatcher:
         begun = monotonic()
         trail = trail or Trail()
         retry = _Retry(self._budget, self._metrics, model)
-        while True:
+        while self._over is None:
             left_s = timeout_s - (monotonic() - begun)
             if left_s <= 0:
                 raise _too_late(timeout_s)
@@ -310,7 +318,9 @@ class Dispatcher:
                     attempt.end("done")
                     return answer
             except TriremeError as error:
-                retry.note(worker, error)
+                if self._over is None:
+                    retry.note(worker, error)
+        raise self._over
 
     # ---- candidates -----------------------------------------------------------------------------
 

@@ -56,11 +56,18 @@ class RequestContext:
     Args:
         finished: called once a request with (scope, status, seconds); status 499 means that the
             client was gone before an answer.
+        closing: whether connections end with their next answer, since this gateway drains.
     """
 
-    def __init__(self, app: ASGIApp, finished: Callable[[Scope, int, float], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        finished: Callable[[Scope, int, float], None],
+        closing: Callable[[], bool],
+    ) -> None:
         self._app = app
         self._finished = finished
+        self._closing = closing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -78,6 +85,8 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *id_headers, *_route(scope)]
+                if self._closing():
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:

@@ -28,7 +28,7 @@ FAREWELL_S: Final = 0.5
 PROBE_TIMEOUT_S: Final = 0.5
 """With a lease of 5 s and a sweep of it every 0.25 s, a frozen worker is gone within 6 s."""
 
-_PROBES: Final = {"native": ("GET", "/health"), "fastchat": ("POST", "/worker_get_status")}
+_PROBES: Final = {"native": ("GET", "/native/describe"), "fastchat": ("POST", "/worker_get_status")}
 
 
 class FleetWatch:
@@ -137,14 +137,18 @@ class FleetWatch:
             suspects = self._view.suspects()
             alive = await asyncio.gather(*map(self._answers, suspects))
             for suspect, answered in zip(suspects, alive, strict=True):
-                if not answered:
-                    log.warning("worker %s is gone", suspect.instance_id)
-                    self._view.probe_failed(suspect.instance_id, monotonic())
+                before = self._view.snapshot.workers
+                self._view.probed(suspect.instance_id, answered, monotonic())
+                if before.keys() != self._view.snapshot.workers.keys():
+                    log.warning(
+                        "worker %s is %s", suspect.instance_id, "back" if answered else "gone"
+                    )
                     self._changed()
 
     async def _answers(self, worker: WorkerRecord) -> bool:
+        """Whether that very process answers: another may have its address by now."""
         method, path = _PROBES[worker.wire]
-        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError, ValueError):
             async with self._session.request(
                 method,
                 worker.address + path,
@@ -152,5 +156,8 @@ class FleetWatch:
                 timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S),
                 allow_redirects=False,
             ) as response:
+                if worker.wire == "native" and response.status == 200:
+                    found = WorkerRecord.model_validate_json(await response.read())
+                    return found.instance_id == worker.instance_id
                 return response.status < 500
         return False

@@ -13,7 +13,7 @@ import socket
 import sys
 from pathlib import Path
 
-from gateway.config import GatewaySettings
+from gateway.config import CLOSING_S, GatewaySettings
 from trireme.service.settings import load_settings
 
 
@@ -39,7 +39,9 @@ def main() -> int:
         table=Table(table_fd),
         usage_db=Path(ledger) if ledger else None,
     )
-    return run(app, settings, listener, drain=app.state.drain, grace_s=settings.drain_grace_s)
+    return run(
+        app, settings, listener, drain=app.state.drain, grace_s=settings.drain_grace_s + CLOSING_S
+    )
 
 
 if __name__ == "__main__":

@@ -131,11 +131,12 @@ def test_a_tombstone_crumbles_after_two_leases(bench: Bench) -> None:
     assert bench.put(record(seq=9)) == "joined"
 
 
-def test_a_newer_incarnation_returns_on_purpose(bench: Bench) -> None:
+def test_a_goodbye_is_final_whatever_the_incarnation(bench: Bench) -> None:
+    """A process has one instance id: what comes later was sent before."""
     bench.put(record())
     bench.registry.leave("w1", bench.now)
-    assert bench.put(record(incarnation=1)) == "joined"
-    assert bench.registry.snapshot().left == ()
+    assert bench.put(record(incarnation=1)) == "stale"
+    assert bench.registry.snapshot().left == ("w1",)
 
 
 def test_a_started_controller_is_warming_for_one_lease(bench: Bench) -> None:

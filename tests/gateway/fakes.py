@@ -118,11 +118,12 @@ class FakeWorker:
         app.router.add_post("/native/generate", self._generate)
         app.router.add_post("/native/embed", self._embed)
         app.router.add_post("/native/tokenize", self._tokenize)
-        app.router.add_get("/health", self._health)
+        app.router.add_get("/native/describe", self._describe)
         return app
 
-    async def _health(self, _request: web.Request) -> web.Response:
-        return web.Response(text="{}")
+    async def _describe(self, _request: web.Request) -> web.Response:
+        body = record(self.instance_id).model_dump_json()
+        return web.Response(text=body, content_type="application/json")
 
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":

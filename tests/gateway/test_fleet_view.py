@@ -98,7 +98,7 @@ def test_a_missing_worker_is_a_suspect_and_goes_when_its_probe_fails() -> None:
     view.observe("a", heard(W2), 6)
     assert ids(view) == {"w1", "w2"}
     assert view.suspects() == (W1,)
-    view.probe_failed("w1", 7)
+    view.probed("w1", answered=False, now_s=7)
     assert ids(view) == {"w2"}
 
 
@@ -108,10 +108,71 @@ def test_a_worker_that_one_controller_still_lists_is_no_suspect() -> None:
     view.observe("b", heard(W1), 0)
     view.observe("a", heard(), 6)
     assert view.suspects() == ()
-    view.probe_failed("w1", 6)
+    view.probed("w1", answered=False, now_s=6)
     assert ids(view) == {"w1"}, "a failed probe alone removes nothing"
     view.unreachable("b", 7)
     assert view.suspects() == (W1,), "what an unreachable controller said does not count"
+
+
+def test_a_suspect_of_most_controllers_is_left_out_while_it_does_not_answer() -> None:
+    view = FleetView(["a", "b", "c"])
+    for controller in "abc":
+        view.observe(controller, heard(W1, W2), 0)
+    view.observe("a", heard(W2), 6)
+    assert view.suspects() == (), "one of three"
+    view.observe("b", heard(W2), 6)
+    assert view.suspects() == (W1,)
+    view.probed("w1", answered=False, now_s=7)
+    newer = W1.model_copy(update={"seq": 9})
+    view.observe("c", heard(newer, W2), 8)
+    assert ids(view) == {"w2"}, "the last controller that hears of it does not bring it back"
+    assert view.suspects() == (newer,), "it is probed on"
+    view.probed("w1", answered=True, now_s=9)
+    assert ids(view) == {"w1", "w2"}
+    view.probed("w1", answered=False, now_s=10)
+    view.observe("a", heard(newer, W2), 11)
+    assert ids(view) == {"w1", "w2"}, "as soon as most list it, no probe is needed"
+
+
+def test_of_two_instances_with_one_incarnation_the_one_last_heard_of_has_the_address() -> None:
+    """Neither controller knows of both; one still lists the process that is gone."""
+    view = FleetView(["a", "b"])
+    view.observe("a", heard(W1), 0)
+    reborn = record("w9", W1.address, incarnation=1)
+    view.observe("b", heard(reborn), 1)
+    assert ids(view) == {"w9"}
+    view.observe("a", heard(W1), 2)
+    assert ids(view) == {"w9"}, "the old one has said nothing since"
+
+
+def test_who_waits_for_an_address_gets_it_when_its_holder_is_gone() -> None:
+    """A worker and the only controller restarted at once: nobody knows the old incarnation."""
+    view = FleetView(["a"])
+    view.observe("a", heard(W1), 0)
+    reborn = record("w9", W1.address, incarnation=0)
+    view.observe("a", heard(reborn), 1)
+    assert ids(view) == {"w1"}
+    view.probed("w1", answered=False, now_s=1)
+    assert ids(view) == {"w9"}
+
+
+def test_a_restarted_controller_that_heard_a_late_heartbeat_does_not_undo_a_goodbye() -> None:
+    view = FleetView(["a"])
+    view.observe("a", heard(W1), 0)
+    view.observe("a", heard(left=("w1",)), 1)
+    late = heard(W1.model_copy(update={"seq": 6}), complete=False).model_copy(update={"epoch": "f"})
+    view.observe("a", late, 3)
+    assert ids(view) == set()
+    view.observe("a", heard(W1.model_copy(update={"seq": 99})), 30)
+    assert ids(view) == {"w1"}, "much later it can only be alive"
+
+
+def test_fastchats_workers_start_to_count_anew_with_each_controller() -> None:
+    view = FleetView(["a"])
+    view.observe("a", heard(record("w1", wire="fastchat", seq=57)), 0)
+    other = (ModelRecord(name="another"),)
+    view.observe("a", heard(record("w1", wire="fastchat", seq=0, models=other)), 1)
+    assert view.snapshot.serving("another")
 
 
 def test_an_incomplete_controller_adds_and_removes_nothing() -> None:

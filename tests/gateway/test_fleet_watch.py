@@ -98,6 +98,19 @@ async def test_a_worker_that_no_controller_lists_goes_unless_it_answers(
             assert ("w1" in view.snapshot.workers) is answers
 
 
+async def test_a_process_that_took_over_the_address_does_not_answer_for_the_one_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(fleet_watch, "PROBE_EVERY_S", 0.05)
+    controller = FakeController()
+    async with serving(controller.app()) as address, serving(FakeWorker("w2").app()) as worker:
+        controller.set(record("w1", worker, incarnation=3))
+        async with watching(address) as view:
+            await until(lambda: "w1" in view.snapshot.workers)
+            controller.set(record("w2", worker))
+            await until(lambda: set(view.snapshot.workers) == {"w2"}, 1)
+
+
 async def test_a_frozen_worker_that_no_controller_lists_goes_within_a_second() -> None:
     controller = FakeController()
     frozen = socket.create_server(("127.0.0.1", 0))  # the system accepts, nobody answers

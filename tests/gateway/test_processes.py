@@ -37,8 +37,12 @@ class Gateway:
         self.url = f"{scheme}://127.0.0.1:{port}"
 
     def children(self) -> list[psutil.Process]:
-        found = psutil.Process(self.process.pid).children()
-        return [one for one in found if "gateway.process" in " ".join(one.cmdline())]
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # a zombie counts as none, too
+                if "gateway.process" in " ".join(child.cmdline()):
+                    found.append(child)
+        return found
 
     async def ask(self, **fields: Any) -> int:
         """The status of a request on a connection of its own."""

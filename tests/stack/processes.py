@@ -37,11 +37,18 @@ class Tier:
             for name, value in os.environ.items()
             if not name.startswith(("TRIREME_", "SSL_", "OPENAI_"))
         }
-        with log.open("wb") as output:
+        log.write_bytes(b"")
+        self._command = [sys.executable, "-m", tier, "--port", str(self.port), *args]
+        self._environment = kept | environment
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again at its port."""
+        with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", tier, "--port", str(self.port), *args],
+                self._command,
                 cwd=ROOT,
-                env=kept | environment,
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -159,6 +159,86 @@ def test_with_nobody_to_go_on_a_request_is_finished_beyond_the_grace(stack: Stac
     assert len(clients.answers) == 1
 
 
+def test_a_gateway_that_drains_serves_on_a_moment_and_ends_connections(tmp_path: Path) -> None:
+    with running(tmp_path) as stack:
+        stack.add_worker("--engine", "sim")
+        gateway = stack.add_gateway("--drain-delay-s", "2")
+        stack.wait_serving()
+        gateway.wait_ready()
+        body = {"model": "sim", "messages": [{"role": "user", "content": "hi"}]}
+        with httpx.Client(base_url=gateway.url, timeout=10) as client:
+            assert "connection" not in client.post(CHAT, json=body).headers
+            gateway.process.send_signal(signal.SIGTERM)
+            while client.get("/readyz").status_code == 200:
+                time.sleep(0.02)
+            answer = client.post(CHAT, json=body)
+            assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        begun = time.monotonic()
+        assert gateway.process.wait(10) == 0
+        assert time.monotonic() - begun < 3
+
+
+def test_what_outlasts_a_gateways_grace_is_told_so(tmp_path: Path) -> None:
+    with running(tmp_path) as stack:
+        worker = stack.add_worker(*SLOW)
+        gateway = stack.add_gateway("--drain-delay-s", "0", "--drain-grace-s", "0.5")
+        stack.wait_serving()
+        gateway.wait_ready()
+        body = {"model": "sim", "messages": [{"role": "user", "content": "hi"}]}
+        found: dict[bool, httpx.Response] = {}
+
+        def ask(stream: bool) -> None:
+            url = f"{gateway.url}{CHAT}"
+            found[stream] = httpx.post(url, json={**body, "stream": stream}, timeout=30)
+
+        clients = [threading.Thread(target=ask, args=(stream,)) for stream in (False, True)]
+        for client in clients:
+            client.start()
+        while worker.metric(RUNNING) < 2:
+            time.sleep(0.02)
+        begun = time.monotonic()
+        assert gateway.stop() == 0
+        assert time.monotonic() - begun < 0.5 + 1.5
+        for client in clients:
+            client.join()
+        assert found[False].status_code == 503
+        assert found[False].json()["error"]["code"] == "draining"
+        *_, last = [line for line in found[True].text.splitlines() if line]
+        assert '"draining"' in last
+        while worker.metric(RUNNING) > 0:
+            assert time.monotonic() - begun < 5, "the worker frees its slots"
+
+
+def test_rolling_restarts_of_every_tier_fail_nothing(tmp_path: Path) -> None:
+    with running(tmp_path) as stack:
+        for _ in range(2):
+            stack.add_worker(*SLOW, "--drain-grace-s", "0.2")
+        stack.wait_serving()
+        clients = Clients(stack, count=6, tokens=80)
+        for worker in list(stack.workers):
+            assert worker.stop() == 0
+            stack.workers.remove(worker)
+            stack.add_worker(*SLOW, "--drain-grace-s", "0.2")
+            stack.wait_serving()
+        assert stack.controller.stop() == 0
+        time.sleep(0.5)
+        stack.controller.start()
+        begun = time.monotonic()
+        while len(_known(stack)) < 2:
+            assert time.monotonic() - begun < 10
+        clients.stop()
+        assert stack.gateway.stop() == 0
+    log = stack.gateway.log.read_text()
+    assert " is gone" not in log
+
+
+def _known(stack: Stack) -> set[str]:
+    try:
+        return stack.known()
+    except httpx.TransportError:
+        return set()
+
+
 def test_a_second_sigterm_ends_it_at_once(stack: Stack) -> None:
     worker = stack.add_worker(*SLOW)
     stack.wait_serving()
