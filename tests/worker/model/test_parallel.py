@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from worker.engine import pipe
 from worker.engine.config import EngineConfig
 from worker.engine.protocol import EngineInfo, Job, ModelLoadError, PromptOutput, SequenceParams
+from worker.engine.watchdog import Pulse
 from worker.model.build import build
 from worker.model.loader import load_model
 
@@ -53,6 +54,7 @@ class TwoRanks:
             kv_cache_gb=20 * 16 * 3 * 2 * 2 * 16 * 4 / 1024**3,  # 20 blocks of three layers
         )
         ours, theirs = socket.socketpair()
+        self.pulse = Pulse.create()
         with theirs:
             self.process = subprocess.Popen(
                 [
@@ -60,10 +62,11 @@ class TwoRanks:
                     "-m",
                     "worker.engine.child",
                     str(theirs.fileno()),
+                    str(self.pulse.descriptor),
                     to_json(config).decode(),
                 ],
                 cwd=ROOT,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), self.pulse.descriptor],
             )
         self._channel = ours
         self._file = ours.makefile("rwb")
