@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -22,7 +20,6 @@ def worker(tmp_path: Path) -> Iterator[Tier]:
         tmp_path / "worker.log",
         "--no-register",
         *("--device", "cpu", "--dtype", "float32", "--tensor-parallel-size", "2"),
-        *("--engine-stall-s", "2"),
     )
     try:
         yield made
@@ -31,16 +28,9 @@ def worker(tmp_path: Path) -> Iterator[Tier]:
             made.kill()
 
 
-def answer_of(worker: Tier) -> dict[str, Any]:
-    body = {"model": "trireme-demo", "prompt": "The gateway", "temperature": 0.0, "echo": False}
-    answer: dict[str, Any] = httpx.post(
-        f"{worker.url}/worker_generate", json=body, timeout=60
-    ).json()
-    return answer
-
-
 def ask(worker: Tier) -> str:
-    answer = answer_of(worker)
+    body = {"model": "trireme-demo", "prompt": "The gateway", "temperature": 0.0, "echo": False}
+    answer = httpx.post(f"{worker.url}/worker_generate", json=body, timeout=60).json()
     assert answer["error_code"] == 0, answer
     return str(answer["text"])
 
@@ -52,23 +42,18 @@ def engine_processes(worker: Tier) -> tuple[psutil.Process, psutil.Process]:
     return engine, rank
 
 
-def test_a_rank_that_is_killed_or_stopped_restarts_the_engine(worker: Tier) -> None:
-    """One that is stopped leaves rank 0 in a step that never ends; both are killed."""
+def test_the_death_of_a_rank_restarts_the_engine(worker: Tier) -> None:
     worker.wait_ready()
     text = ask(worker)
     assert text
-    for number in (signal.SIGKILL, signal.SIGSTOP):
-        engine, rank = engine_processes(worker)
-        rank.send_signal(number)
-        if number == signal.SIGSTOP:
-            assert answer_of(worker)["error_code"] != 0
-        engine.wait(10)
-        rank.wait(10)
-        deadline = time.monotonic() + 90
-        while httpx.get(f"{worker.url}/readyz", timeout=5).status_code == 200:
-            assert time.monotonic() < deadline
-        worker.wait_ready()
-        assert ask(worker) == text
+    engine, rank = engine_processes(worker)
+    rank.kill()
+    engine.wait(10)
+    deadline = time.monotonic() + 90
+    while httpx.get(f"{worker.url}/readyz", timeout=5).status_code == 200:
+        assert time.monotonic() < deadline
+    worker.wait_ready()
+    assert ask(worker) == text
     again = engine_processes(worker)
     assert worker.stop() == 0
     for process in again:
