@@ -70,7 +70,15 @@ async def test_a_worker_that_is_not_there_costs_little(http: aiohttp.ClientSessi
 
 
 @pytest.mark.parametrize(
-    "code", ["overloaded", "draining", "wrong_instance", "engine_dead", "out_of_memory"]
+    "code",
+    [
+        "overloaded",
+        "draining",
+        "wrong_instance",
+        "engine_dead",
+        "engine_unavailable",
+        "out_of_memory",
+    ],
 )
 async def test_a_refusal_that_another_worker_may_not_share_goes_to_it(
     http: aiohttp.ClientSession, code: str
@@ -181,6 +189,29 @@ async def test_a_request_that_two_workers_died_of_is_not_tried_again(
         status, answer = await ask(http, s)
         assert (status, answer["error"]["code"]) == (500, "request_quarantined")
         assert sum(len(w.requests) for w in s.workers) == 2
+
+
+@pytest.mark.parametrize("fail_after", [1, 3], ids=["in its prefill", "in mid-stream"])
+async def test_a_request_that_two_engines_died_of_is_not_tried_again(
+    http: aiohttp.ClientSession, fail_after: int
+) -> None:
+    """The third worker stays untouched."""
+    gone = TriremeError("engine_dead", "the engine made no progress")
+    dying = [FakeWorker(f"w{i}", fail_after=(fail_after, gone)) for i in range(3)]
+    async with stack(*dying) as s:
+        status, answer = await ask(http, s)
+        assert (status, answer["error"]["code"]) == (500, "request_quarantined")
+        assert sorted(len(w.requests) for w in s.workers) == [0, 1, 1]
+
+
+async def test_engines_that_were_dead_before_do_not_count_against_a_request(
+    http: aiohttp.ClientSession,
+) -> None:
+    refusal = TriremeError("engine_unavailable", "it is being started again")
+    refusing = [FakeWorker(f"w{i}", refuse=refusal) for i in range(2)]
+    async with stack(*refusing, FakeWorker("w2")) as s:
+        for _ in range(4):
+            assert (await ask(http, s))[0] == 200
 
 
 async def test_a_failure_event_before_the_first_token_goes_elsewhere(

@@ -10,6 +10,7 @@ import pytest
 from protocol.errors import TriremeError
 from protocol.generation import Done, Failed
 from worker.config import Settings
+from worker.engine.protocol import ModelLoadError
 from worker.engine.registry import ENGINES
 from worker.engine.sim import SimEngine
 
@@ -166,7 +167,70 @@ async def test_an_engine_that_keeps_dying_is_given_up(
     assert (status, answer["error"]["code"]) == (503, "engine_unavailable")
     status, text = await get(worker, "/readyz")
     assert status == 503
-    assert "died" in text
+    assert "the engine died 6 times: closed" in text
+    _, record = await get(worker, "/native/describe")
+    assert '"state":"failed"' in record
+    assert "the engine died 6 times: closed" in record
+
+
+async def test_a_start_that_fails_counts_like_a_death_and_is_tried_again(
+    start_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.runtime._RESTART_PAUSE_S", 0.001)
+    worker = await start_worker()
+    reasons: list[str | None] = []
+    worker.runtime.subscribe(lambda: reasons.append(worker.runtime.not_ready()))
+    start, failures = SimEngine.start, iter([ModelLoadError("no memory yet"), OSError("busy")])
+
+    async def start_at_last(engine: SimEngine) -> None:
+        if (error := next(failures, None)) is not None:
+            raise error
+        await start(engine)
+
+    monkeypatch.setattr(SimEngine, "start", start_at_last)
+    await engine_of(worker).close()
+    await worker.until(lambda: len(reasons) == 4)
+    assert reasons == [
+        "restarting the engine: closed",
+        "restarting the engine: it cannot be started again: no memory yet",
+        "restarting the engine: it cannot be started again: busy",
+        None,
+    ]
+    assert worker.runtime.restarts == 3
+    assert isinstance((await worker.events(prompt="x"))[-1], Done)
+
+
+async def test_deaths_count_anew_after_a_minute_of_service(
+    start_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.runtime._RESTART_PAUSE_S", 0.001)
+    worker, hours = await start_worker(), 0
+    clock = worker.runtime._clock
+    monkeypatch.setattr(worker.runtime, "_clock", lambda: clock() + 3600 * hours)
+    for _ in range(10):
+        hours += 1
+        restarts = worker.runtime.restarts
+        await engine_of(worker).close()
+        await worker.until(lambda before=restarts: worker.runtime.restarts > before)
+        await worker.until_ready()
+    assert worker.runtime.restarts == 10
+
+
+async def test_a_simulated_engine_that_fails_is_started_again(
+    start_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.runtime._RESTART_PAUSE_S", 0.001)
+    worker = await start_worker(sim_itl_ms=5, sim_tokens=1000)
+    running = asyncio.create_task(worker.events(prompt="x"))
+    await worker.until_running()
+
+    def broken(_now: float) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(engine_of(worker), "_emit_due", broken)
+    assert (await running)[-1].code == "engine_dead"
+    await worker.until_ready()
+    assert isinstance((await worker.events(prompt="x", sampling={"max_tokens": 2}))[-1], Done)
 
 
 async def test_requests_while_loading_are_told_to_come_again(

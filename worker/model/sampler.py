@@ -78,7 +78,8 @@ class Draw:
             self._lottery = _Lottery(_rows(shaped, drawn), [seqs[row] for row in drawn])
             parts.append((drawn, self._lottery.tokens))
         self._drawn = drawn
-        found = _merged(parts, len(seqs))
+        # of a row that is not finite anything may come, beyond the vocabulary too
+        found = _merged(parts, len(seqs)).clamp(max=logits.shape[-1] - 1)
         self.tokens = found.clamp(min=0)
         self._found = Fetch(torch.stack([found, finite.long()]))
         nums = [None if seq.is_beam else seq.params.logprobs for seq in seqs]

@@ -17,8 +17,10 @@ import torch
 from pydantic_core import to_json
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from protocol.errors import TriremeError
 from worker.engine import pipe
 from worker.engine.config import EngineConfig
+from worker.engine.process import EngineProcess
 from worker.engine.protocol import EngineInfo, Job, ModelLoadError, PromptOutput, SequenceParams
 from worker.engine.watchdog import Pulse
 from worker.model.build import build
@@ -54,7 +56,7 @@ class TwoRanks:
             kv_cache_gb=20 * 16 * 3 * 2 * 2 * 16 * 4 / 1024**3,  # 20 blocks of three layers
         )
         ours, theirs = socket.socketpair()
-        self._pulse = Pulse.create()
+        self.pulse = Pulse.create()
         with theirs:
             self.process = subprocess.Popen(
                 [
@@ -62,11 +64,11 @@ class TwoRanks:
                     "-m",
                     "worker.engine.child",
                     str(theirs.fileno()),
-                    str(self._pulse.descriptor),
+                    str(self.pulse.descriptor),
                     to_json(config).decode(),
                 ],
                 cwd=ROOT,
-                pass_fds=[theirs.fileno(), self._pulse.descriptor],
+                pass_fds=[theirs.fileno(), self.pulse.descriptor],
             )
         self._channel = ours
         self._file = ours.makefile("rwb")
@@ -123,7 +125,6 @@ class TwoRanks:
 
     def close(self) -> None:
         self.close_channel()
-        self._pulse.close()
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -216,3 +217,29 @@ def test_a_model_that_cannot_be_cut_is_refused(
     config = EngineConfig(model_path=str(checkpoint(name)), device="cpu", tensor_parallel_size=size)
     with pytest.raises(ModelLoadError, match=reason):
         load_model(config, lambda _text: None)
+
+
+async def test_a_rank_that_is_stopped_ends_the_engine_and_is_gone_itself(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    """Rank 0 waits for it in a step that never ends."""
+    config = EngineConfig(
+        model_path=str(checkpoint("llama")),
+        dtype="float32",
+        device="cpu",
+        tensor_parallel_size=2,
+        stall_s=1.0,
+    )
+    engine = EngineProcess(config)
+    await engine.start()
+    try:
+        [rank] = psutil.Process(engine.pid).children()
+        rank.suspend()
+        with pytest.raises(TriremeError, match="no progress for 1 s") as caught:
+            async for _outputs in engine.submit(Job("a", [5, 6, 7], greedy(1))):
+                pass
+        assert caught.value.code == "engine_dead"
+        assert "no progress" in await engine.wait_dead()
+        assert not psutil.wait_procs([rank], timeout=10)[1]
+    finally:
+        await engine.close()

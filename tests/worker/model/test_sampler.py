@@ -10,7 +10,7 @@ import torch
 
 from worker.engine.protocol import Job, SequenceParams
 from worker.engine.sequence import Sequence, sequences_of
-from worker.model.sampler import sample, uniform
+from worker.model.sampler import Draw, sample, uniform
 
 
 def sequence(
@@ -159,3 +159,16 @@ def test_a_row_is_not_changed_by_its_batch_mates() -> None:
     ]
     together = tokens(logits, *seqs)
     assert together == [tokens(logits[row : row + 1], seqs[row])[0] for row in range(5)]
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_a_row_that_is_not_finite_goes_on_with_a_token_of_the_vocabulary(top_p: float) -> None:
+    """The next step may be launched with it before anybody looks: another one would be an error of
+    the device, which ends all."""
+    params = SequenceParams(max_tokens=9, seed=1, top_p=top_p, logprobs=3)
+    seqs = sequences_of(Job("a", [1], params, n=3), 0, 0.0)
+    logits = torch.zeros(3, 300)
+    logits[1] = float("nan")
+    draw = Draw(logits, seqs)
+    assert all(0 <= token < 300 for token in draw.tokens.tolist())
+    assert [choice.token_id is None for choice in draw.choices()] == [False, True, False]
