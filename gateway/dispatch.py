@@ -446,7 +446,8 @@ class _Retry:
         # a worker that drains is no failure; there are only so many of them
         self._handed_over += error.code == "draining"
         self.last = error
-        log.info("worker %s failed a request: %r", worker.instance_id, error)
+        # not the message: it may repeat what the client sent
+        log.info("worker %s failed a request: %s", worker.short_id, error.code)
         self._deaths += error.code in _DEATHS
         if not error.spec.retryable:
             raise error

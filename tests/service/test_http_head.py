@@ -13,8 +13,8 @@ from fastapi import FastAPI
 
 from trireme.service import http_head
 from trireme.service.http_head import MAX_HEAD_BYTES, BoundedHttp
-from trireme.service.settings import TierSettings, settings_config
 from trireme.service.server import run
+from trireme.service.settings import TierSettings, settings_config
 
 
 class Served:
