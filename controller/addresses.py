@@ -11,8 +11,20 @@ from urllib.parse import urlsplit
 from protocol.errors import TriremeError, quoted
 from trireme.service.settings import is_loopback
 
-_BASE_URL: Final = re.compile(r"https?://[^\s/@?#\\]+\Z", re.ASCII)
+_BASE_URL: Final = re.compile(r"https?://[A-Za-z0-9._:%\[\]-]+\Z", re.ASCII)
+"""Nothing but ASCII: other digits and dots would become these ones when the name is looked up."""
 _NUMERIC_HOST: Final = re.compile(r"(0x[0-9a-f]+|[0-9]+)(\.(0x[0-9a-f]+|[0-9]+)){0,3}\Z")
+
+
+_METADATA: Final = frozenset(
+    map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"))
+)
+"""Where clouds tell their machines' secrets, beside the link-local 169.254.169.254."""
+_METADATA_NAMES: Final = frozenset(
+    {"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"}
+)
+_V4_WITHIN: Final = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96")))
+"""IPv6 addresses whose last 32 bits are an IPv4 address: compatible ones, NAT64."""
 
 
 def check_address(address: str, param: str) -> None:
@@ -30,7 +42,10 @@ def check_address(address: str, param: str) -> None:
         host, port = None, None
     if not host or port == 0:
         raise _invalid(address, param, "has no valid host or port")
+    host = host.rstrip(".")
     ip = _ip(host)
+    if host in _METADATA_NAMES or ip in _METADATA:
+        raise _invalid(address, param, "is a cloud's metadata service")
     if ip is None:
         return
     if ip.is_link_local:
@@ -55,7 +70,11 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
             ip = ipaddress.IPv4Address(socket.inet_aton(host))
         except OSError:
             return None
-    return getattr(ip, "ipv4_mapped", None) or ip
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip
+    if int(ip) > 1 and any(ip in network for network in _V4_WITHIN):
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour or ip
 
 
 def _invalid(address: str, param: str, reason: str) -> TriremeError:

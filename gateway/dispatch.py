@@ -459,7 +459,8 @@ class _Retry:
             self._wait_s = min((one for one in waits if one is not None), default=None)
             error.retry_after_s = self._wait_s
         self.last = error
-        log.info("worker %s failed a request: %r", worker.instance_id, error)
+        # not the message: it may repeat what the client sent
+        log.info("worker %s failed a request: %s", worker.short_id, error.code)
         self._deaths += error.code in _DEATHS
         if not error.spec.retryable:
             raise error

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from protocol.fleet import Count, Rate
+
 NETWORK_ERROR_TEXT = (
     "**NETWORK ERROR DUE TO HIGH TRAFFIC. PLEASE REGENERATE OR REFRESH THIS PAGE.**"
 )
@@ -13,13 +15,15 @@ NETWORK_ERROR_TEXT = (
 
 
 class _Fields(BaseModel):
-    model_config = ConfigDict(extra="ignore", allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="ignore", allow_inf_nan=False, protected_namespaces=(), hide_input_in_errors=True
+    )
 
 
 class WorkerStatus(_Fields):
     model_names: Annotated[list[str], Field(max_length=256)]
-    speed: Annotated[float, Field(ge=0)] = 1
-    queue_length: Annotated[int, Field(ge=0)] = 0
+    speed: Rate = 1
+    queue_length: Count = 0
 
 
 class RegisterWorker(_Fields):
@@ -30,8 +34,8 @@ class RegisterWorker(_Fields):
 
 
 class HeartBeat(_Fields):
-    worker_name: str
-    queue_length: Annotated[int, Field(ge=0)] = 0
+    worker_name: Annotated[str, Field(max_length=2048)]
+    queue_length: Count = 0
 
 
 class ModelQuery(_Fields):

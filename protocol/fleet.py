@@ -36,8 +36,14 @@ MAX_COUNTED_GATEWAYS: Final = 256
 """A worker with requests of more of them counts for none."""
 
 
+Count: TypeAlias = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Rate: TypeAlias = Annotated[float, Field(ge=0, le=1e15)]
+
+
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="ignore", allow_inf_nan=False, hide_input_in_errors=True
+    )
 
 
 class ModelRecord(_Record):
@@ -55,7 +61,7 @@ class ModelRecord(_Record):
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
     digest: Annotated[str, Field(max_length=128)] = ""
-    context_length: Annotated[int, Field(ge=0)] = 0
+    context_length: Count = 0
     capabilities: tuple[Capability, ...] = ("chat", "completions", "embeddings")
     engine: Annotated[str, Field(max_length=64)] = ""
     # any name is taken: a newer worker may have features that this side does not know
@@ -75,13 +81,13 @@ class Load(_Record):
         capacity: sequences that run at once.
     """
 
-    running: Annotated[int, Field(ge=0)] = 0
-    waiting: Annotated[int, Field(ge=0)] = 0
-    waiting_tokens: Annotated[int, Field(ge=0)] = 0
+    running: Count = 0
+    waiting: Count = 0
+    waiting_tokens: Count = 0
     kv_free: Annotated[float, Field(ge=0, le=1)] = 1.0
-    prefill_tps: Annotated[float, Field(ge=0)] = 0.0
-    decode_tps: Annotated[float, Field(ge=0)] = 0.0
-    capacity: Annotated[int, Field(ge=0)] = 0
+    prefill_tps: Rate = 0.0
+    decode_tps: Rate = 0.0
+    capacity: Count = 0
 
 
 class WorkerRecord(_Record):
@@ -103,24 +109,24 @@ class WorkerRecord(_Record):
     """
 
     instance_id: Annotated[str, Field(min_length=1, max_length=256)]
-    incarnation: Annotated[int, Field(ge=0)] = 0
-    seq: Annotated[int, Field(ge=0)] = 0
+    incarnation: Count = 0
+    seq: Count = 0
     address: Annotated[str, Field(max_length=2048, pattern=r"^https?://[^\s/@?#]+$")]
     models: Annotated[tuple[ModelRecord, ...], Field(max_length=256)]
     state: WorkerState = "ready"
     reason: Annotated[str, Field(max_length=256)] = ""
     load: Load = Load()
-    engine_step: Annotated[int, Field(ge=0)] = 0
-    engine_starts: Annotated[int, Field(ge=0)] = 0
+    engine_step: Count = 0
+    engine_starts: Count = 0
     busy: bool = False
     ttl_ms: Annotated[int, Field(ge=0, le=3_600_000)] = 0
     wire: Wire = "native"
-    speed: Annotated[float, Field(ge=0)] = 1.0
-    queue_length: Annotated[int, Field(ge=0)] = 0
+    speed: Rate = 1.0
+    queue_length: Count = 0
     multimodal: bool = False
     serving: (
         Annotated[
-            dict[Annotated[str, Field(max_length=64)], Annotated[int, Field(ge=0)]],
+            dict[Annotated[str, Field(max_length=64)], Count],
             Field(max_length=MAX_COUNTED_GATEWAYS),
         ]
         | None
@@ -167,7 +173,7 @@ class DrainRequest(_Record):
     """
 
     instance_id: Annotated[str, Field(min_length=1, max_length=256)]
-    grace_s: Annotated[float, Field(ge=0)] | None = None
+    grace_s: Rate | None = None
 
 
 class DrainStatus(_Record):

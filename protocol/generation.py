@@ -37,7 +37,13 @@ def not_in_beam_search(sampling: Any) -> str | None:
 
 
 class _Wire(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        hide_input_in_errors=True,  # prompts and answers belong into no log
+    )
 
 
 class SamplingParams(_Wire):
@@ -498,4 +504,6 @@ def decode_event(line: bytes) -> Event:
             fields["calls"] = [CallPiece(**one) for one in fields["calls"]]
         return cls(**fields)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not an event: {line[:200]!r}") from error
+        # without the line: answers belong into no log
+        reason = f"{type(error).__name__}, {len(line)} bytes"
+        raise ValueError(f"not an event: {reason}") from None

@@ -160,8 +160,12 @@ def run(
         proxy_headers: whether a proxy on this machine may say by `X-Forwarded-For` whom it serves;
             needed where the peer's address decides something.
     """
+    from trireme.service.http_head import BoundedHttp
+
     config = uvicorn.Config(
         app,
+        http=BoundedHttp,
+        ws="none",
         log_config=None,
         access_log=False,
         lifespan="on",

@@ -14,6 +14,10 @@ from typing import Any
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
 
 
+class TooManyMarks(ValueError):
+    """So many private-use characters are in the messages that none is left to stand for a token."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A piece of a rendered prompt; `as_text`: special tokens in it are plain text."""
@@ -29,7 +33,7 @@ class Disguise:
     marks: Mapping[str, str]
 
     def of(self, value: Any) -> Any:
-        """`value` with each special-token text in its strings replaced, dict keys excepted."""
+        """`value` with each special-token text in its strings replaced, in keys of dicts too."""
         if not self.marks:
             return value
         if isinstance(value, str):
@@ -37,7 +41,7 @@ class Disguise:
             pattern = "|".join(map(re.escape, longest_first))
             return re.sub(pattern, lambda found: self.marks[found[0]], value)
         if isinstance(value, Mapping):
-            return {key: self.of(inner) for key, inner in value.items()}
+            return {self.of(key): self.of(inner) for key, inner in value.items()}
         if isinstance(value, list | tuple):
             return [self.of(inner) for inner in value]
         return value
@@ -56,21 +60,29 @@ class Disguise:
 
 
 def disguise(value: Any, special_tokens: Sequence[str]) -> Disguise:
-    """The marks that `value`'s strings need; none if no special token is typed in them."""
+    """The marks that `value`'s strings need; none if no special token is typed in them.
+
+    Raises:
+        TooManyMarks: there is no mark that is not in `value` itself.
+    """
     strings = list(_strings(value))
     typed = [token for token in special_tokens if token and any(token in s for s in strings)]
     if not typed:
         return Disguise({})
     taken = set().union(*strings)
     free = (chr(code) for code in _PRIVATE_USE if chr(code) not in taken)
-    return Disguise(dict(zip(typed, free, strict=False)))
+    marks = dict(zip(typed, free, strict=False))
+    if len(marks) < len(typed):
+        raise TooManyMarks
+    return Disguise(marks)
 
 
 def _strings(value: Any) -> Any:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for inner in value.values():
+        for key, inner in value.items():
+            yield from _strings(key)
             yield from _strings(inner)
     elif isinstance(value, list | tuple):
         for inner in value:

@@ -11,7 +11,7 @@ from typing import Any
 from protocol.errors import TriremeError, quoted
 from worker.sentence_files import SentenceFiles, read_sentence_files
 from worker.text import formats
-from worker.text.controls import Piece, disguise, surrogate_at
+from worker.text.controls import Piece, TooManyMarks, disguise, surrogate_at
 from worker.text.fim import gap
 from worker.text.reading import AnswerFormat
 from worker.text.templates import ChatTemplate, RenderOptions, checked_kwargs, choose_template
@@ -83,7 +83,12 @@ class TextModel:
         if not self.template.knows_tools:
             messages = without_calls(messages)
             messages, tools = with_tools(messages, tools) if tools else messages, []
-        mask = disguise([messages, kwargs, tools], self.tokenizer.special_tokens)
+        messages = self.template.prepared(messages)
+        try:
+            mask = disguise([messages, kwargs, tools], self.tokenizer.special_tokens)
+        except TooManyMarks as error:
+            message = "The messages have special tokens and too many private-use characters."
+            raise TriremeError("invalid_value", message, param="messages") from error
         rendered = self.template.render(
             mask.of(messages),
             RenderOptions(

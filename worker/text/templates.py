@@ -73,8 +73,14 @@ class ChatTemplate(Protocol):
     knows_tools: bool
     turn_start: str
 
+    def prepared(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages with the objects that the template reads in place of JSON texts.
+
+        To be done before control tokens are looked for: a JSON text may hide them by escapes.
+        """
+
     def render(self, messages: Sequence[Message], options: RenderOptions) -> str:
-        """One prompt text.
+        """One prompt text of prepared messages.
 
         Raises:
             TriremeError: `invalid_value` when the template does not take these messages.
@@ -94,6 +100,9 @@ class NamedTemplate:
         self.source = repr(conversation.to_wire())
         self.stops = conversation.stops
         self.stop_token_ids = conversation.stop_token_ids or ()
+
+    def prepared(self, messages: Sequence[Message]) -> Sequence[Message]:
+        return messages
 
     def render(self, messages: Sequence[Message], options: RenderOptions) -> str:
         try:
@@ -137,6 +146,16 @@ class JinjaTemplate:
         self.turn_start = self._probe_turn_start()
         self.conversation = conversations.match_by_probe(self._probe) or conversations.plain()
 
+    def prepared(self, messages: Sequence[Message]) -> Sequence[Message]:
+        if not self._takes_objects:
+            return messages
+        return [
+            {**message, "tool_calls": [_with_object(call) for call in message["tool_calls"]]}
+            if message.get("tool_calls")
+            else message
+            for message in messages
+        ]
+
     def render(self, messages: Sequence[Message], options: RenderOptions) -> str:
         try:
             return self._apply([self._fitted(message) for message in messages], options)
@@ -167,9 +186,6 @@ class JinjaTemplate:
             content = [{"type": "text", "text": content}]
         elif isinstance(content, list) and not self._takes_parts:
             content = "\n".join(part["text"] for part in content)
-        calls = message.get("tool_calls")
-        if calls and self._takes_objects:
-            message = {**message, "tool_calls": [_with_object(call) for call in calls]}
         return {**message, "content": content}
 
     def _probe_arguments(self) -> bool:

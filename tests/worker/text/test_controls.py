@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.text.controls import Piece, disguise, surrogate_at
+from worker.text.controls import Piece, TooManyMarks, disguise, surrogate_at
 
 SPECIAL = ("<|end|>", "<|end|>!", "<s>")
 
@@ -34,11 +35,21 @@ def test_the_longest_control_token_wins() -> None:
     assert mask.pieces(mask.of("x<|end|>!")) == [Piece("x", False), Piece("<|end|>!", True)]
 
 
-def test_strings_inside_parts_and_arguments_are_covered_but_keys_are_not() -> None:
+def test_strings_inside_parts_and_arguments_are_covered_and_keys_too() -> None:
     value = [{"content": [{"type": "text", "text": "<s>"}], "args": {"<s>": 1}}]
     hidden = disguise(value, SPECIAL).of(value)
     assert hidden[0]["content"][0]["text"] != "<s>"
-    assert hidden[0]["args"] == {"<s>": 1}
+    assert list(hidden[0]["args"]) == [hidden[0]["content"][0]["text"]]
+    assert list(hidden[0]) == ["content", "args"]
+
+
+def test_without_a_free_mark_nothing_passes() -> None:
+    everything = "".join(map(chr, range(0xF0000, 0xFFFFE)))
+    with pytest.raises(TooManyMarks):
+        disguise(everything + "<s>", SPECIAL)
+    assert disguise(everything, SPECIAL).marks == {}
+    one_is_free = everything[1:] + "<s>"
+    assert disguise(one_is_free, SPECIAL).marks == {"<s>": everything[0]}
 
 
 @given(st.text(st.characters(categories=["L", "Co"]), max_size=20), st.sampled_from(SPECIAL))

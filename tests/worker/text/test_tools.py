@@ -77,12 +77,12 @@ def test_arguments_come_as_the_template_writes_them(
 ) -> None:
     template = JinjaTemplate(byte_level, source)
     assert template.knows_tools
-    rendered = template.render(HISTORY, RenderOptions(tools=[TOOL]))
+    rendered = template.render(template.prepared(HISTORY), RenderOptions(tools=[TOOL]))
     assert rendered.count(shown) == 2
     assert json.dumps(TOOL) in rendered
     cut = {**CALL, "function": {"name": "weather", "arguments": '{"city": "Os'}}
     broken = [HISTORY[0], {**HISTORY[1], "tool_calls": [cut]}]
-    assert "Os" in template.render(broken, RenderOptions())
+    assert "Os" in template.render(template.prepared(broken), RenderOptions())
 
 
 def test_a_turn_starts_before_its_reasoning(byte_level: Any) -> None:

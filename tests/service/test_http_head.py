@@ -1,0 +1,179 @@
+"""What reaches no app: heads without end, heads that never come, requests that are two at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from trireme.service import http_head
+from trireme.service.http_head import MAX_HEAD_BYTES, BoundedHttp
+from trireme.service.server import run
+from trireme.service.settings import TierSettings, settings_config
+
+
+class Served:
+    """An app that counts its requests, on a real socket."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.requests: list[str] = []
+
+    async def exchange(self, *pieces: bytes, timeout_s: float = 5.0) -> bytes:
+        """All that comes back until the server closes the connection."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            async with asyncio.timeout(timeout_s):
+                with contextlib.suppress(ConnectionError):
+                    for piece in pieces:
+                        writer.write(piece)
+                        await writer.drain()
+                    return await reader.read(1_000_000)
+                return b""
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def served() -> AsyncIterator[Served]:
+    app = FastAPI()
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    made = Served(listener.getsockname()[1])
+
+    @app.middleware("http")
+    async def count(request, call_next):  # type: ignore[no-untyped-def]
+        made.requests.append(f"{request.method} {request.url.path} {await request.body()!r}")
+        return await call_next(request)
+
+    config = uvicorn.Config(app, http=BoundedHttp, ws="none", log_config=None, lifespan="off")
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server._serve(sockets=[listener]))
+    while not server.started:  # noqa: ASYNC110 - uvicorn tells nobody
+        await asyncio.sleep(0.01)
+    yield made
+    server.should_exit = True
+    await task
+
+
+def flood(size: int) -> list[bytes]:
+    return [b"a" * 65_536] * (size // 65_536)
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"GET /",
+        b"GET / HTTP/1.1\r\nhost: x\r\nx-",
+        b"GET / HTTP/1.1\r\nhost: x\r\nx: ",
+        b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\nx: ",
+    ],
+    ids=["path", "name", "value", "trailer"],
+)
+async def test_a_head_without_end_is_cut_off(served: Served, beginning: bytes) -> None:
+    """The server would read 64 MiB if nobody stopped it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    sent = 0
+    async with asyncio.timeout(10):
+        with contextlib.suppress(ConnectionError):
+            writer.write(beginning)
+            for piece in flood(64 * 1024 * 1024):
+                writer.write(piece)
+                await writer.drain()
+                sent += len(piece)
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+    writer.close()
+    assert sent < 16 * MAX_HEAD_BYTES, "what the sockets hold beside it"
+
+
+async def test_many_small_headers_are_cut_off_too(served: Served) -> None:
+    lines = b"".join(b"x-%d: y\r\n" % number for number in range(40_000))
+    answer = await served.exchange(b"GET / HTTP/1.1\r\nhost: x\r\n", lines)
+    assert b" 431 " in answer.partition(b"\r\n")[0] or answer == b""
+    assert served.requests == []
+
+
+async def test_a_large_body_is_no_head(served: Served) -> None:
+    size = 4 * MAX_HEAD_BYTES
+    head = b"POST / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % size
+    answer = await served.exchange(head, *[b"b" * 65_536] * (size // 65_536))
+    assert b" 404 " in answer.partition(b"\r\n")[0]
+    assert len(served.requests) == 1
+
+
+async def test_a_head_that_does_not_come_closes_its_connection(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_head, "HEAD_TIMEOUT_S", 0.2)
+    assert await served.exchange(timeout_s=3) == b"", "nothing was sent at all"
+    assert await served.exchange(b"GET / HTTP/1.1\r\nhost:", timeout_s=3) == b""
+    second = await served.exchange(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"GET /", timeout_s=3)
+    assert second.count(b"HTTP/1.1 404") == 1, "the first is answered, the second is late"
+
+
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"content-length: 5\r\ntransfer-encoding: chunked",
+        b"transfer-encoding: chunked\r\ncontent-length: 5",
+        b"content-length: 5\r\ncontent-length: 6",
+        b"content-length: 5, 6",
+        b"content-length: +5",
+        b"content-length: -5",
+        b"content-length: 0x5",
+        b"content-length: 5 5",
+        b"content-length: ",
+        b"content-length : 5",
+        b"transfer-encoding: xchunked",
+        b"transfer-encoding: chunked, identity",
+        b"transfer-encoding: chunked\r\ntransfer-encoding: identity",
+        b"transfer-encoding : chunked",
+        b"transfer-encoding:\x0bchunked",
+        b"transfer-encoding\x00: chunked",
+        b"x: y\n content-length: 5",
+        b"x: y\rcontent-length: 5",
+    ],
+)
+async def test_a_body_of_two_lengths_is_refused(served: Served, head: bytes) -> None:
+    """A proxy before us might see another end of it, and another request behind it."""
+    body = b"0\r\n\r\n" + SMUGGLED
+    request = b"POST /first HTTP/1.1\r\nhost: x\r\n" + head + b"\r\n\r\n" + body
+    answer = await served.exchange(request)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"connection: close" in answer
+    assert not any("smuggled" in one for one in served.requests)
+
+
+async def test_an_upgrade_is_an_ordinary_request(served: Served) -> None:
+    head = b"GET /up HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    keys = b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    with contextlib.suppress(TimeoutError):
+        await served.exchange(head + keys, timeout_s=0.5)
+    assert served.requests == ["GET /up b''"]
+
+
+def test_every_tier_runs_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    configured: list[uvicorn.Config] = []
+
+    class Sample(TierSettings):
+        model_config = settings_config("sample")
+
+    def stop(self: uvicorn.Server, sockets: object = None) -> None:
+        configured.append(self.config)
+        self.started = True
+
+    monkeypatch.setattr(uvicorn.Server, "run", stop)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert run(FastAPI(), Sample(), listener) == 0
+    [config] = configured
+    assert config.http is BoundedHttp
+    assert config.proxy_headers is False, "X-Forwarded-For says nothing"
