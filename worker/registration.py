@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 FASTCHAT_INTERVAL_S = 45.0
 _TIMEOUT_S = 3.0
 _FAREWELL_S = 0.5
-_MAX_BACKOFF_S = 5.0
+_MAX_BACKOFF_S = 1.5  # a controller that starts again has the whole fleet within two seconds
 _JITTER = 0.1
 _DRAIN_INTERVAL_S = 0.05
 """Seconds between reports while gateways are still to learn that this worker drains."""

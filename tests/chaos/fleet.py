@@ -150,9 +150,7 @@ class Fleet:
         return {one["address"] for one in fleet["workers"] if one["state"] == "ready"}
 
     async def ready_workers(self, gateway: Program) -> float:
-        return await self.metric(
-            [gateway], "trireme_gateway_fleet_workers", labels='state="ready"'
-        )
+        return await self.metric([gateway], "trireme_gateway_fleet_workers", labels='state="ready"')
 
     async def metric(self, programs: Iterable[Program], *names: str, labels: str = "") -> float:
         """The sum of these metrics over all of their labels, or over those that have `labels`.

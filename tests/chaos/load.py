@@ -278,5 +278,3 @@ async def undisturbed(
 
     answers = await asyncio.gather(*map(one, asked))
     return {question.name: answer for question, answer in zip(asked, answers, strict=True)}
-
-

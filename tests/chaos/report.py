@@ -12,14 +12,15 @@ from rich.table import Table
 
 from tests.chaos.scene import Result
 
+NUMBERS = ("requests", "lost", "missing", "extra", "moved", "worst gap")
+HEADINGS = ("fault", *NUMBERS[:-1], "time to", "worst gap", "promise", "verdict")
+
 
 def table(results: Sequence[Result]) -> Table:
     """fault, requests, lost, tokens, time to detect, worst gap, promise, verdict."""
     made = Table(box=box.SIMPLE_HEAD, show_lines=False, pad_edge=False)
-    for heading in ("fault", "requests", "lost", "missing", "extra", "moved"):
-        made.add_column(heading, justify="left" if heading == "fault" else "right")
-    for heading in ("time to", "worst gap", "promise", "verdict"):
-        made.add_column(heading, justify="right" if heading == "worst gap" else "left")
+    for heading in HEADINGS:
+        made.add_column(heading, justify="right" if heading in NUMBERS else "left")
     for result in results:
         made.add_row(*cells(result))
     return made
@@ -49,10 +50,7 @@ def shown(seconds: float) -> str:
 
 def markdown(results: Sequence[Result]) -> str:
     """The same for a page."""
-    lines = [
-        "| fault | requests | lost | missing | extra | moved | time to | worst gap | promise | verdict |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
     lines += [f"| {' | '.join(c.replace(chr(10), ', ') for c in cells(one))} |" for one in results]
     return "\n".join(lines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 
+from tests.chaos.fleet import until
 from tests.chaos.rows_workers import RESUMED_S
 from tests.chaos.scene import Promise, Row, Scene
 
@@ -44,8 +45,7 @@ async def _start_again(scene: Scene) -> None:
         alive = {one.url for one in scene.fleet.workers if one.alive}
         return all([await scene.fleet.listed(one) >= alive for one in down])
 
-    while not await up():
-        await asyncio.sleep(0.02)
+    await until(up, 30.0, "a controller does not start", every_s=0.02)
     await scene.strike(lambda: None)
     await scene.when("registry", whole, WHOLE_S)
     await asyncio.sleep(scene.scale.warm_s)
