@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from tests.chaos import rows_controllers, rows_gateways, rows_workers
+from tests.chaos import rows_controllers, rows_gateways, rows_real, rows_workers
 from tests.chaos.scene import Alone, Row
 
 ROWS: list[Row | Alone] = [
     *rows_workers.ROWS,
     *rows_controllers.ROWS,
     *rows_gateways.ROWS,
+    *rows_real.ROWS,
 ]

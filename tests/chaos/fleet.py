@@ -20,9 +20,17 @@ SIM_TOKENS = 200
 SIM = ("--engine", "sim", "--sim-tokens", str(SIM_TOKENS), "--sim-ttft-ms", "200")
 
 
+TINY = ("--dtype", "float32", "--model-names", "tiny")
+"""The embedded demo model on the paged engine."""
+
+
 @dataclass(frozen=True)
 class Shape:
-    """What a fleet consists of; rows of the same shape share one."""
+    """What a fleet consists of; rows of the same shape share one.
+
+    Attributes:
+        streams, plain: clients; None takes what the scale says.
+    """
 
     controllers: int = 2
     gateways: int = 2
@@ -30,6 +38,9 @@ class Shape:
     worker_args: tuple[str, ...] = (*SIM, "--sim-itl-ms", "25")
     gateway_args: tuple[str, ...] = ()
     controller_args: tuple[str, ...] = ()
+    model: str = "sim"
+    streams: int | None = None
+    plain: int | None = None
 
 
 class Program:

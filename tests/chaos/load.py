@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -21,10 +21,20 @@ from tests.chaos.questions import Answer, Question, difference
 SILENCE_S = 45.0
 """A stream that says nothing for so long is lost."""
 CHAT = "/v1/chat/completions"
+BROKEN = (aiohttp.ClientError, OSError, TimeoutError, ValueError)
+"""What a connection raises that ends too early, or says what is no answer."""
 
 
 class Lost(Exception):
     """A request got no answer; says why."""
+
+
+class Refused(Lost):
+    """An answer with another status than 200."""
+
+    def __init__(self, status: int, body: str) -> None:
+        super().__init__(f"HTTP {status} {body[:200]}")
+        self.status = status
 
 
 class GatewayGone(Exception):
@@ -49,6 +59,15 @@ class Tally:
     def fault(self, text: str) -> None:
         if len(self.faults) < 8:
             self.faults.append(text)
+
+    def compare(self, question: Question, answer: Answer, whole: Answer) -> None:
+        """Count what an answer has too little, too much or otherwise."""
+        wrong = difference(answer, whole)
+        if wrong:
+            self.differing += 1
+            self.missing += wrong.missing
+            self.extra += wrong.extra
+            self.fault(f"{question.name}: {wrong}")
 
     def delta_after(self, gap_s: float) -> None:
         self.worst_gap_s = max(self.worst_gap_s, gap_s)
@@ -188,49 +207,80 @@ class Load:
                 continue
             finally:
                 self.sequences_at[gateway.url] -= sequences
-            wrong = difference(answer, self._whole[question.name])
-            if wrong:
-                tally.differing += 1
-                tally.missing += wrong.missing
-                tally.extra += wrong.extra
-                tally.fault(f"{question.name}: {wrong}")
+            tally.compare(question, answer, self._whole[question.name])
             return
         raise Lost("no gateway took it")
 
     async def _ask(
         self, gateway: Program, question: Question, stream: bool, tally: Tally
     ) -> Answer:
-        url, body = gateway.url + CHAT, orjson.dumps(question.asked(stream))
-        headers = {"Content-Type": "application/json"}
-        connected = False
         try:
-            async with self._http.post(url, data=body, headers=headers) as response:
-                connected = True
-                if response.status != 200:
-                    text = await response.text()
-                    if response.status == 503 and gateway not in self.balancer.ready:
-                        raise GatewayGone
-                    raise Lost(f"HTTP {response.status} {text[:200]}")
-                if not stream:
-                    return Answer.of_plain(orjson.loads(await response.read()))
-                return await _folded(response, int(question.body.get("n", 1)), tally)
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            if await self._gone(gateway, connected):
+            return await ask(self._http, gateway.url, question, stream, tally)
+        except Refused as error:
+            if error.status == 503 and gateway not in self.balancer.ready:
+                raise GatewayGone from error
+            raise
+        except BROKEN as error:
+            if await self._gone(gateway, isinstance(error, aiohttp.ClientConnectorError)):
                 raise GatewayGone from error
             raise Lost(f"{type(error).__name__}: {error}") from error
 
-    async def _gone(self, gateway: Program, connected: bool) -> bool:
-        """Whether the gateway was killed, or none could connect to it because it is leaving."""
+    async def _gone(self, gateway: Program, unreachable: bool) -> bool:
+        """Whether the gateway was killed, or nobody could connect to it because it is leaving."""
         for _ in range(20):
             if not gateway.alive or gateway.killed:
                 return True
-            if not connected and gateway not in self.balancer.ready:
+            if unreachable and gateway not in self.balancer.ready:
                 return True
             await asyncio.sleep(0.025)
         return False
 
 
-async def _folded(response: aiohttp.ClientResponse, n: int, tally: Tally) -> Answer:
+async def ask(
+    http: aiohttp.ClientSession,
+    gateway: str,
+    question: Question,
+    stream: bool,
+    tally: Tally,
+    on_delta: Callable[[], object] = lambda: None,
+) -> Answer:
+    """One request to the gateway of that address, read to its end.
+
+    Raises:
+        Lost: it was refused, or ended otherwise than an answer ends.
+        BROKEN: the connection did.
+    """
+    body, headers = orjson.dumps(question.asked(stream)), {"Content-Type": "application/json"}
+    async with http.post(gateway + CHAT, data=body, headers=headers) as response:
+        if response.status != 200:
+            raise Refused(response.status, await response.text())
+        if not stream:
+            return Answer.of_plain(orjson.loads(await response.read()))
+        return await _folded(response, int(question.body.get("n", 1)), tally, on_delta)
+
+
+async def ask_and_compare(
+    http: aiohttp.ClientSession,
+    gateway: str,
+    question: Question,
+    whole: Answer,
+    tally: Tally,
+    on_delta: Callable[[], object] = lambda: None,
+) -> None:
+    """A streamed request, counted; whatever goes wrong is the server's fault."""
+    tally.requests += 1
+    try:
+        answer = await ask(http, gateway, question, True, tally, on_delta)
+    except (Lost, *BROKEN) as error:
+        tally.lost += 1
+        tally.fault(f"{question.name}: {type(error).__name__}: {error}")
+    else:
+        tally.compare(question, answer, whole)
+
+
+async def _folded(
+    response: aiohttp.ClientResponse, n: int, tally: Tally, on_delta: Callable[[], object]
+) -> Answer:
     answer = Answer.empty(n)
     began = last = time.perf_counter()
     first = done = False
@@ -261,6 +311,7 @@ async def _folded(response: aiohttp.ClientResponse, n: int, tally: Tally) -> Ans
             else:
                 tally.worst_first_s = max(tally.worst_first_s, now - began)
             first, last = True, now
+            on_delta()
     if not done:
         raise Lost("the stream ended without [DONE]")
     return answer

@@ -105,7 +105,53 @@ def difference(got: Answer, whole: Answer) -> Difference:
     return Difference(missing, extra, "; ".join(other))
 
 
-def questions(model: str, count: int = 18) -> list[Question]:
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "names": {
+            "type": "array",
+            "items": {"type": "string", "minLength": 6, "maxLength": 16},
+            "minItems": 16,
+            "maxItems": 24,
+        },
+        "days": {"enum": [1, 2, 3]},
+    },
+    "required": ["names", "days"],
+    "additionalProperties": False,
+}
+OBJECT = {"type": "json_schema", "json_schema": {"name": "o", "schema": SCHEMA, "strict": True}}
+ABOUT = ("the sea", "the gateway", "a lighthouse", "nothing")
+
+
+def questions(model: str) -> list[Question]:
+    """What is asked of that model."""
+    return simulated(model) if model == "sim" else generated(model)
+
+
+def generated(model: str) -> list[Question]:
+    """For a real model: greedy and seeded, with and without a JSON schema, some 200 tokens each."""
+    kinds: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("greedy", {"temperature": 0, "max_tokens": 200, "ignore_eos": True}),
+        ("seeded", {"temperature": 1.0, "max_tokens": 200, "ignore_eos": True}),
+        ("greedy, schema", {"temperature": 0, "response_format": OBJECT}),
+        ("seeded, schema", {"temperature": 1.0, "response_format": OBJECT}),
+    )
+    return [
+        Question(
+            f"{name}, about {about}",
+            {
+                "model": model,
+                "messages": [{"role": "user", "content": f"Tell me about {about}."}],
+                "seed": seed,
+                **fields,
+            },
+        )
+        for seed, about in enumerate(ABOUT)
+        for name, fields in kinds
+    ]
+
+
+def simulated(model: str, count: int = 18) -> list[Question]:
     """Chat requests of six kinds; none sets a length, so that a wrong model shows by it too."""
     kinds: tuple[tuple[str, dict[str, Any]], ...] = (
         ("seeded", {"temperature": 0.9}),

@@ -80,9 +80,11 @@ async def _staged(
             count = f"{shape.controllers} controllers, {shape.gateways} gateways"
             say(f"starting {count}, {shape.workers} workers")
             await fleet.heal()
-            asked = questions("sim")
+            asked = questions(shape.model)
             whole = await undisturbed(http, fleet.gateways[0].url, asked)
-            load = Load(fleet, asked, whole, streams=scale.streams, plain=scale.plain)
+            streams = scale.streams if shape.streams is None else shape.streams
+            plain = scale.plain if shape.plain is None else shape.plain
+            load = Load(fleet, asked, whole, streams=streams, plain=plain)
             async with load:
                 yield fleet, load
         finally:

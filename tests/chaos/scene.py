@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import aiohttp
 from tests.chaos.fleet import SIM, Fleet, Program, Shape, until
 from tests.chaos.load import Load, Tally
 
+LEFT_A_WORKER = " failed a request: "
+"""What a gateway logs at the moment at which it resumes a request or sends it elsewhere."""
 WENT_ELSEWHERE = ("trireme_gateway_resumed_total", "trireme_gateway_retries_total")
 
 
@@ -113,7 +116,7 @@ class Scene:
         self.scale = scale
         self.result = result
         self._at_s = time.monotonic()
-        self._elsewhere = 0.0
+        self._wall_s = time.time()
 
     @property
     def http(self) -> aiohttp.ClientSession:
@@ -121,8 +124,7 @@ class Scene:
 
     async def strike(self, act: Callable[[], object]) -> None:
         """Do the harm; times are counted from now."""
-        self._elsewhere = await self._gone_elsewhere()
-        self._at_s = time.monotonic()
+        self._at_s, self._wall_s = time.monotonic(), time.time()
         act()
 
     def measured(self, what: str, seconds: float, bound_s: float | None = None) -> None:
@@ -140,12 +142,20 @@ class Scene:
         self.result.notes.append(text)
 
     async def found_by_traffic(self, bound_s: float | None) -> None:
-        """Until the first request was resumed or sent elsewhere, since the strike."""
+        """Until the first request was resumed or sent elsewhere, since the strike.
+
+        The time is the one that the gateway logged: the clients here share two cores with it.
+        """
 
         async def found() -> bool:
-            return await self._gone_elsewhere() > self._elsewhere
+            return self._first_failure_s() is not None
 
-        await self._when("traffic", found, bound_s, every_s=0.01)
+        try:
+            await until(found, 60.0, "traffic", every_s=0.02)
+        except TimeoutError as error:
+            self.result.broken.append(str(error))
+        else:
+            self.measured("traffic", (self._first_failure_s() or 0) - self._wall_s, bound_s)
 
     async def found_by_lease(self, bound_s: float | None, workers: int) -> None:
         """Until no gateway has more than so many workers to choose from."""
@@ -156,31 +166,32 @@ class Scene:
                     return False
             return True
 
-        await self._when("lease", found, bound_s)
+        await self.when("lease", found, bound_s)
 
     async def when(
-        self, what: str, condition: Callable[[], Awaitable[bool]], bound_s: float | None
-    ) -> None:
-        """Until a condition holds, since the strike."""
-        await self._when(what, condition, bound_s)
-
-    async def _when(
         self,
         what: str,
         condition: Callable[[], Awaitable[bool]],
         bound_s: float | None,
-        every_s: float = 0.05,
     ) -> None:
+        """Until a condition holds, since the strike."""
         try:
-            await until(condition, 60.0, what, every_s=every_s)
+            await until(condition, 60.0, what)
         except TimeoutError as error:
             self.result.broken.append(str(error))
         else:
             self.measured(what, time.monotonic() - self._at_s, bound_s)
 
-    async def _gone_elsewhere(self) -> float:
-        running = [gateway for gateway in self.fleet.gateways if gateway.alive]
-        return await self.fleet.metric(running, *WENT_ELSEWHERE)
+    def _first_failure_s(self) -> float | None:
+        """Unix seconds of the first request that left a worker since the strike."""
+        found = []
+        for gateway in self.fleet.gateways:
+            for line in gateway.process.log.read_text(errors="replace").splitlines():
+                if LEFT_A_WORKER in line:
+                    logged = datetime.strptime(line[:23], "%Y-%m-%d %H:%M:%S,%f").timestamp()
+                    if logged >= int(1000 * self._wall_s) / 1000:
+                        found.append(logged)
+        return min(found, default=None)
 
     async def busiest(self, programs: list[Program] | None = None) -> Program:
         """The worker with most sequences in its batch."""
