@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.chaos import rows_controllers, rows_gateways, rows_real, rows_workers
+from tests.chaos import rows_controllers, rows_gateways, rows_leaks, rows_real, rows_workers
 from tests.chaos.scene import Alone, Row
 
 ROWS: list[Row | Alone] = [
@@ -10,4 +10,5 @@ ROWS: list[Row | Alone] = [
     *rows_controllers.ROWS,
     *rows_gateways.ROWS,
     *rows_real.ROWS,
+    *rows_leaks.ROWS,
 ]
