@@ -54,6 +54,8 @@ _TRANSPORT_FAILURES: Final = frozenset(
 )
 _DEATHS: Final = frozenset("worker_lost engine_dead".split())
 """What a request may be the cause of: its worker, or the engine there, ended while it ran."""
+_NOT_THERE: Final = frozenset("worker_unreachable wrong_instance engine_unavailable".split())
+"""No work was done: nobody listens, or somebody else does, or there is no engine just now."""
 _NO_ENGINE: Final = frozenset("engine_dead engine_unavailable".split())
 _ADDS_LOAD: Final = frozenset("overloaded worker_timeout out_of_memory".split())
 """Failures whose retries make an overload worse; the others are the load of a lost worker."""
@@ -423,7 +425,7 @@ class _Retry:
     """What went wrong with one request so far, and whether it may go on."""
 
     def __init__(self, budget: RetryBudget, metrics: GatewayMetrics, model: str) -> None:
-        self.tries = self._handed_over = 0
+        self.tries = self._uncounted = 0
         self.waits_until_s = 0.0
         self.last: TriremeError | None = None
         self._tried: dict[str, int] = {}
@@ -451,8 +453,9 @@ class _Retry:
         resumable = worker.wire == "native" and progress is not None and progress.resumable
         self._tried[worker.instance_id] = worker.engine_starts
         self.tries += 1
-        # a worker that drains is no failure; there are only so many of them
-        self._handed_over += error.code == "draining"
+        # a worker that drains is no failure, and an answer that was begun goes on wherever it can,
+        # however many workers are not there any more; each is asked once
+        self._uncounted += error.code == "draining" or (delivered and error.code in _NOT_THERE)
         if error.code == "overloaded":
             # there is room again as soon as one of them has some
             waits = (self._wait_s, error.retry_after_s)
@@ -470,7 +473,7 @@ class _Retry:
         if self._deaths >= MAX_DEATHS:
             message = "Two workers died while they served this request; it is not tried again."
             raise TriremeError("request_quarantined", message) from error
-        if self.tries - self._handed_over > MAX_RETRIES:
+        if self.tries - self._uncounted > MAX_RETRIES:
             raise error
         if error.code in _ADDS_LOAD and not self._budget.spend():
             raise error

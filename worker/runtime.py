@@ -126,9 +126,12 @@ class Runtime:
         """What serves a new request.
 
         Raises:
-            TriremeError: `draining`, `engine_unavailable` after the engine's death, `overloaded`
-                while loading, `wrong_instance` when the fence does not fit, `model_not_found`.
+            TriremeError: `wrong_instance` when the fence does not fit, `draining`,
+                `engine_unavailable` after the engine's death, `overloaded` while loading,
+                `model_not_found`.
         """
+        if instance_id not in (None, self.instance_id):
+            raise _another_process()
         if self._state == "draining":
             raise TriremeError("draining", "This worker is shutting down.")
         ready = self._ready
@@ -140,8 +143,8 @@ class Runtime:
                 raise TriremeError("engine_unavailable", message, retry_after_s=self._retry_s)
             message = f"The model is not loaded yet: {self.not_ready()}."
             raise TriremeError("overloaded", message, retry_after_s=1.0)
-        if instance_id not in (None, self.instance_id) or digest not in (None, ready.digest):
-            raise TriremeError("wrong_instance", "Another worker process serves this address now.")
+        if digest not in (None, ready.digest):
+            raise _another_process()
         if model not in self.settings.served_names:
             message = f"The model `{quoted(model)}` does not exist or you do not have access to it."
             raise TriremeError("model_not_found", message, param="model")
@@ -334,6 +337,10 @@ class Runtime:
             info.device,
             info.dtype,
         )
+
+
+def _another_process() -> TriremeError:
+    return TriremeError("wrong_instance", "Another worker process serves this address now.")
 
 
 def _queue_tokens(info: EngineInfo) -> int:

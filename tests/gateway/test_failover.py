@@ -142,6 +142,31 @@ async def test_after_a_death_in_the_middle_another_worker_goes_on(
             )
 
 
+async def test_an_answer_goes_on_however_many_workers_are_not_there_any_more(
+    http: aiohttp.ClientSession,
+) -> None:
+    """After the first token more than two others may refuse, as long as one is left."""
+    gone = TriremeError("wrong_instance", "Another worker process serves this address now.")
+    dying = FakeWorker("w0", hang_after=3)
+    others = [FakeWorker(f"w{i}", refuse=gone) for i in range(1, 5)]
+    async with stack(dying, *others, FakeWorker("w5"), routing="least_loaded") as s:
+        first, *more, last = s.controller.workers
+        busy = last.model_copy(update={"load": Load(capacity=8, running=50)})  # asked after all
+        view = s.app.state.gateway.view
+        s.controller.set(first, left=tuple(one.instance_id for one in (*more, last)))
+        await until(lambda: len(view.snapshot.workers) == 1)
+        asked = asyncio.create_task(ask(http, s, stream=True))
+        await until(lambda: dying.running)
+        s.controller.set(first, *more, busy)
+        await until(lambda: len(view.snapshot.workers) == 6)
+        await asyncio.sleep(0.05)  # what was sent has arrived
+        dying.killed.set()
+        status, events = await asked
+        assert (status, text_of(events)) == (200, TEXT)
+        assert events[-1] == b"[DONE]"
+        assert [len(one.requests) for one in s.workers] == [1] * 6
+
+
 async def test_another_digest_cannot_go_on(http: aiohttp.ClientSession) -> None:
     async with stack(FakeWorker("w1", die_after=3), FakeWorker("w2")) as s:
         first, second = s.controller.workers

@@ -26,10 +26,12 @@ def free_port() -> int:
 
 
 class Tier:
-    """One process of a tier, its output in a file."""
+    """One process of a tier, its output in a file; `port` is a free one unless it is given."""
 
-    def __init__(self, tier: str, log: Path, *args: str, **environment: str) -> None:
-        self.port = free_port()
+    def __init__(
+        self, tier: str, log: Path, *args: str, port: int | None = None, **environment: str
+    ) -> None:
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         kept = {

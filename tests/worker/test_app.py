@@ -253,6 +253,9 @@ async def test_requests_while_loading_are_told_to_come_again(
         "/native/generate", {"request_id": "r", "model": "sim", "prompt": "x"}
     )
     assert (status, answer["error"]["code"]) == (503, "overloaded")
+    meant_for_another = {"request_id": "r", "model": "sim", "prompt": "x", "instance_id": "0" * 32}
+    status, answer = await worker.post("/native/generate", meant_for_another)
+    assert (status, answer["error"]["code"]) == (421, "wrong_instance")
     loaded.set()
     await worker.until_ready()
 

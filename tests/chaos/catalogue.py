@@ -1,0 +1,14 @@
+"""All rows, in the order in which they are played."""
+
+from __future__ import annotations
+
+from tests.chaos import rows_controllers, rows_gateways, rows_leaks, rows_real, rows_workers
+from tests.chaos.scene import Alone, Row
+
+ROWS: list[Row | Alone] = [
+    *rows_workers.ROWS,
+    *rows_controllers.ROWS,
+    *rows_gateways.ROWS,
+    *rows_real.ROWS,
+    *rows_leaks.ROWS,
+]
