@@ -307,9 +307,9 @@ class Runtime:
                 try:
                     await engine.start()
                     break
-                except (ModelLoadError, OSError) as error:
-                    reason = f"it cannot be started again: {error}"
-                    log.error("the engine cannot be started again: %s", error)
+                except Exception as error:
+                    log.error("the engine cannot be started again: %r", error)
+                    reason = f"it cannot be started again: {' '.join(str(error).split())}"
                     deaths += 1
             self._serve(engine, text)
             serving_since = self._clock()

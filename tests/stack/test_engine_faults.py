@@ -21,7 +21,7 @@ RESTARTS = "trireme_engine_restarts_total"
 STREAM: dict[str, Any] = {
     "model": "odd",
     "prompt": [11, 12, 13, 14],
-    "max_tokens": 120,
+    "max_tokens": 80,
     "temperature": 1.0,
     "seed": 3,
     "logprobs": 1,
@@ -91,14 +91,19 @@ def streamed(
     return found, usage, longest_s
 
 
+@pytest.fixture(scope="module")
+def unbroken(stack: Stack) -> list[tuple[str, float]]:
+    found, tokens, _pause = streamed(stack)
+    assert len(found) == tokens == 80
+    return found
+
+
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_stream_whose_engine_is_stopped_or_killed_goes_on_elsewhere(
-    stack: Stack, number: signal.Signals
+    stack: Stack, unbroken: list[tuple[str, float]], number: signal.Signals
 ) -> None:
     """The worker's HTTP process is well all the time; its engine is replaced meanwhile."""
     stack.wait_serving()
-    expected, tokens, _pause = streamed(stack)
-    assert len(expected) == tokens == 120
     hit: list[tuple[Tier, float]] = []
 
     def disturb() -> None:
@@ -107,8 +112,8 @@ def test_a_stream_whose_engine_is_stopped_or_killed_goes_on_elsewhere(
         engine_of(worker).send_signal(number)
 
     found, tokens, longest_s = streamed(stack, disturb)
-    assert found == expected
-    assert tokens == 120
+    assert found == unbroken
+    assert tokens == 80
     assert longest_s < STALL_S + 4
     [(worker, restarts)] = hit
     assert worker.process.poll() is None
@@ -117,7 +122,7 @@ def test_a_stream_whose_engine_is_stopped_or_killed_goes_on_elsewhere(
 
 
 def ask(stack: Stack, *prompt: int, **fields: Any) -> httpx.Response:
-    body = {"model": "odd", "prompt": list(prompt), "max_tokens": 30, "temperature": 0, **fields}
+    body = {"model": "odd", "prompt": list(prompt), "max_tokens": 20, "temperature": 0, **fields}
     return stack.post("/v1/completions", body)
 
 
@@ -132,9 +137,9 @@ def test_neighbours_of_a_request_that_fails_do_not_notice(
     """A prompt for which large steps find no memory is computed in small ones."""
     stack.wait_serving()
     restarts = [worker.metric(RESTARTS) for worker in stack.workers]
-    prompts = [(20 + number, 21, 22) for number in range(6)]
+    prompts = [(20 + number, 21, 22) for number in range(3)]
     expected = [ask(stack, *prompt).json()["choices"][0]["text"] for prompt in prompts]
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(3) as pool:
         around = [pool.submit(ask, stack, *prompt) for prompt in prompts]
         time.sleep(0.1)
         odd = ask(stack, 30, token, 31, 32)

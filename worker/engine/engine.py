@@ -284,18 +284,16 @@ class EngineCore:
         scheduler.limit(caps.running, caps.tokens)
         return scheduler.schedule(self._pace.budget(scheduler.num_prefills, scheduler.num_decodes))
 
-    @property
-    def _runs_ahead(self) -> bool:
-        """Whether a step is launched before the one before is taken: not while sequences are
-        computed again whose step was lost, so that what raises is found there."""
-        self._suspects = [seq for seq in self._suspects if self._is_alive(seq)]
-        return self._overlap and not self._suspects
-
     def _launch(self, batch: list[Scheduled]) -> _Flight | Exception:
-        """Begin a step; what it raised, when it cannot be computed."""
+        """Begin a step; what it raised, when it cannot be computed.
+
+        It is waited for while sequences of a lost step are computed again, so that what raises is
+        found here.
+        """
         started_s = self._clock()
+        self._suspects = [seq for seq in self._suspects if self._is_alive(seq)]
         try:
-            if self._runs_ahead:
+            if self._overlap and not self._suspects:
                 pending: Pending = cast(Launcher, self.runner).launch(batch)
             else:
                 pending = _Done(self.runner.run(batch))
