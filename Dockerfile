@@ -14,7 +14,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
     PATH=/opt/trireme/bin:$PATH
 RUN groupadd --gid 10001 trireme \
     && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin trireme \
-    && install --directory --owner=trireme --group=trireme /cache
+    && install --directory --owner=trireme --group=trireme /cache /state
 
 FROM base AS build-edge
 WORKDIR /src

@@ -148,6 +148,7 @@ def children(logs: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """A function that starts `python -m …` (or a command); all are stopped at the end."""
     logs.mkdir(parents=True, exist_ok=True)
     env = {name: value for name, value in os.environ.items() if not name.startswith("TRIREME_")}
+    env["XDG_STATE_HOME"] = str(logs)  # what is measured is nobody's usage
     started: list[subprocess.Popen[bytes]] = []
 
     def start(name: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:

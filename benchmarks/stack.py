@@ -90,6 +90,7 @@ def _start(tier: str, args: Sequence[str], log: Path) -> subprocess.Popen[bytes]
         for name, value in tier_environment().items()
         if not name.startswith(("TRIREME_", "SSL_"))
     }
+    env["XDG_STATE_HOME"] = str(log.parent)  # what is measured is nobody's usage
     on_leash = [sys.executable, "-IS", leash.__file__, str(os.getpid())]
     with log.open("wb") as output:
         return subprocess.Popen(

@@ -15,8 +15,11 @@ def create_openai_api_server() -> FastAPI:
 
     Raises:
         pydantic.ValidationError: for a bad setting.
+        LedgerError: for a usage ledger that was asked for and cannot be used.
     """
     from gateway.app import create_app
     from gateway.config import GatewaySettings
+    from gateway.start import usage_db
 
-    return create_app(GatewaySettings())
+    settings = GatewaySettings()
+    return create_app(settings, usage_db=usage_db(settings))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import socket
 import sys
+from pathlib import Path
 
 from gateway.config import CLOSING_S, SUMMED_GAUGES, GatewaySettings
 from gateway.start import shared_table, usage_db
-from trireme.service.settings import is_loopback, load_settings
+from trireme.service.ledger import LedgerError
+from trireme.service.settings import EXIT_BAD_ARGUMENTS, is_loopback, load_settings
 
 log = logging.getLogger(__name__)
 
@@ -23,25 +25,29 @@ def main() -> int:
     listener = bind(settings, "python -m gateway")
     if not is_loopback(settings.host) and not settings.accepted_keys():
         log.warning("no API keys are set: everybody who reaches %s may use it", settings.host)
+    try:
+        ledger = usage_db(settings)
+    except LedgerError as error:
+        sys.stderr.write(f"python -m gateway: {error}\n")
+        return EXIT_BAD_ARGUMENTS
     if settings.processes > 1:
-        return _several(settings, listener)
+        return _several(settings, listener, ledger)
     from gateway.app import create_app
 
-    app = create_app(settings, usage_db=usage_db(settings))
+    app = create_app(settings, usage_db=ledger)
     return run(
         app, settings, listener, drain=app.state.drain, grace_s=settings.drain_grace_s + CLOSING_S
     )
 
 
-def _several(settings: GatewaySettings, listener: socket.socket) -> int:
+def _several(settings: GatewaySettings, listener: socket.socket, ledger: Path | None) -> int:
     from trireme.service.processes import Parent, python
 
-    ledger = usage_db(settings) or ""
     with shared_table() as table:
 
         def command(listener_fd: int, control_fd: int) -> list[str]:
             fds = map(str, (listener_fd, control_fd, table.fileno()))
-            return python("gateway.process", *fds, str(ledger), *sys.argv[1:])
+            return python("gateway.process", *fds, str(ledger or ""), *sys.argv[1:])
 
         shared = (table.fileno(),)
         return Parent(command, listener, settings.processes, SUMMED_GAUGES, shared).run()

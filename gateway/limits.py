@@ -13,7 +13,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.buckets import Bucket, Table
+from gateway.buckets import Table, left, taken, wait_s
 from gateway.keys import ApiKey
 from protocol.errors import TriremeError
 
@@ -23,6 +23,10 @@ LIMIT_HEADERS: Final = tuple(
     f"x-ratelimit-{what}-{name}"
     for name in ("requests", "tokens")
     for what in ("limit", "remaining", "reset")
+)
+_HEADERS: Final = tuple(
+    tuple(name.encode() for name in LIMIT_HEADERS if name.endswith(kind))
+    for kind in ("requests", "tokens")
 )
 _ID_BYTES: Final = 16
 
@@ -64,45 +68,55 @@ class Limiter:
                 "max_tokens."
             )
             raise TriremeError("insufficient_quota", message)
-        now = self._clock()
-        wanted = (("requests", limits.requests, 1), ("tokens", limits.tokens, tokens))
-        with self._table.row(key.digest[:_ID_BYTES]) as row:
-            waits = [
-                (Bucket(limit).wait_s(row[place], amount, now), name, limit)
-                for place, (name, limit, amount) in enumerate(wanted)
-                if limit
-            ]
-            wait_s, name, limit = max(waits)
-            if not wait_s:
-                for place, (_name, limit, amount) in enumerate(wanted):
-                    if limit:
-                        row[place] = Bucket(limit).taken(row[place], amount, now)
+        owner, now = key.digest[:_ID_BYTES], self._clock()
+        numbers, at = self._table.numbers, self._table.acquire(owner)
+        try:
+            for_requests_s = for_tokens_s = 0.0
+            if limits.requests:
+                for_requests_s = wait_s(limits.requests, numbers[at], 1, now)
+            if limits.tokens:
+                for_tokens_s = wait_s(limits.tokens, numbers[at + 1], tokens, now)
+            if not for_requests_s and not for_tokens_s:
+                if limits.requests:
+                    numbers[at] = taken(limits.requests, numbers[at], 1, now)
+                if limits.tokens:
+                    numbers[at + 1] = taken(limits.tokens, numbers[at + 1], tokens, now)
                 return
+        finally:
+            self._table.release(owner)
+        longest_s, name, limit = max(
+            (for_requests_s, "requests", limits.requests), (for_tokens_s, "tokens", limits.tokens)
+        )
         self._refused(name)
         message = (
             f"This API key's limit of {limit} {name} a minute is reached. "
-            f"Please try again in {duration(wait_s)}."
+            f"Please try again in {duration(longest_s)}."
         )
-        raise TriremeError("rate_limit_exceeded", message, retry_after_s=wait_s)
+        raise TriremeError("rate_limit_exceeded", message, retry_after_s=longest_s)
 
-    def correct(self, key: ApiKey, taken: int, used: int) -> None:
+    def correct(self, key: ApiKey, reserved: int, used: int) -> None:
         """At a request's end: it took so many tokens, and has used so many."""
         limit = key.limits.tokens
-        if not limit or taken == used:
+        if not limit or reserved == used:
             return
-        with self._table.row(key.digest[:_ID_BYTES]) as row:
-            row[1] = Bucket(limit).taken(row[1], used - taken, self._clock())
+        owner = key.digest[:_ID_BYTES]
+        at = 1 + self._table.acquire(owner)
+        try:
+            full_at = self._table.numbers[at]
+            self._table.numbers[at] = taken(limit, full_at, used - reserved, self._clock())
+        finally:
+            self._table.release(owner)
 
     def headers(self, key: ApiKey) -> list[tuple[bytes, bytes]]:
         """`x-ratelimit-*`, as OpenAI has them."""
         states, now = self._table.peek(key.digest[:_ID_BYTES]), self._clock()
-        limits = (("requests", key.limits.requests), ("tokens", key.limits.tokens))
+        limits = (key.limits.requests, key.limits.tokens)
         found: list[tuple[bytes, bytes]] = []
-        for full_at, (name, limit) in zip(states, limits, strict=True):
+        for full_at, limit, names in zip(states, limits, _HEADERS, strict=True):
             if limit:
-                left = max(0, int(Bucket(limit).left(full_at, now)))
-                values = (("limit", limit), ("remaining", left), ("reset", duration(full_at - now)))
-                found += [(f"x-ratelimit-{w}-{name}".encode(), f"{v}".encode()) for w, v in values]
+                rest = max(0, int(left(limit, full_at, now)))
+                reset = duration(full_at - now).encode()
+                found += zip(names, (b"%d" % limit, b"%d" % rest, reset), strict=True)
         return found
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from gateway.errors import ANTHROPIC_PATHS
+from gateway.limits import LIMIT_HEADERS
 from protocol.anthropic import CountTokensRequest, MessagesRequest
 from protocol.anthropic_answers import MessageError
 from protocol.create_response import CreateResponse
@@ -58,6 +59,14 @@ DESCRIBED: Final = openapi.Described(
     failure=ErrorResponse,
     failures={ANTHROPIC_PATHS: MessageError},
     response_headers={
+        **{
+            name: {
+                "description": "of a caller with limits: the limit a minute, what is left of it, "
+                "or the time until all is there again, such as `1.5s`",
+                "schema": {"type": "string" if "reset" in name else "integer"},
+            }
+            for name in LIMIT_HEADERS
+        },
         "x-request-id": {
             "description": "the client's own when it sent a plain one, else a new one",
             "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:+/=@-]{1,128}$"},

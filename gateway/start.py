@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import tempfile
 from pathlib import Path
 from typing import IO
@@ -11,7 +10,6 @@ from typing import IO
 from gateway.buckets import TABLE_BYTES
 from gateway.config import GatewaySettings
 from trireme.service.ledger import LedgerError, default_path, open_ledger
-from trireme.service.settings import EXIT_BAD_ARGUMENTS
 
 log = logging.getLogger(__name__)
 
@@ -19,8 +17,10 @@ log = logging.getLogger(__name__)
 def usage_db(settings: GatewaySettings) -> Path | None:
     """The file of the usage ledger, which can be written; None when there is to be none.
 
-    A file that was asked for and cannot be used ends the process with one line and code 2. The
-    default one is done without, as in a container whose folders cannot be written.
+    The default one is done without where it cannot be written, as in a container.
+
+    Raises:
+        LedgerError: the file that was asked for cannot be used.
     """
     if settings.usage_db == "none":
         return None
@@ -30,8 +30,7 @@ def usage_db(settings: GatewaySettings) -> Path | None:
         open_ledger(path).close()
     except LedgerError as error:
         if asked_for:
-            sys.stderr.write(f"python -m gateway: --usage-db {error}\n")
-            raise SystemExit(EXIT_BAD_ARGUMENTS) from error
+            raise LedgerError(f"--usage-db {error}") from error
         log.warning("no usage ledger is kept: %s", error)
         return None
     return path

@@ -7,7 +7,6 @@ import io
 import json
 import subprocess
 from collections.abc import Callable
-from dataclasses import astuple, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,9 +23,9 @@ ROW = UsageRow(
 )  # fmt: skip
 ROWS = [
     ROW,
-    replace(ROW, time="2026-05-02T23:59:59.999Z", completion_tokens=1000, outcome="aborted"),
-    replace(ROW, time="2026-05-03T11:00:00.000Z", model="b"),
-    replace(ROW, time="2026-05-03T11:30:00.000Z", key="bob", route="/v1/embeddings"),
+    ROW._replace(time="2026-05-02T23:59:59.999Z", completion_tokens=1000, outcome="aborted"),
+    ROW._replace(time="2026-05-03T11:00:00.000Z", model="b"),
+    ROW._replace(time="2026-05-03T11:30:00.000Z", key="bob", route="/v1/embeddings"),
 ]
 
 
@@ -35,8 +34,8 @@ def db(tmp_path: Path) -> Path:
     path = tmp_path / "usage.db"
     ledger = open_ledger(path)
     with ledger:
-        marks = ",".join("?" * len(astuple(ROW)))
-        ledger.executemany(f"INSERT INTO requests VALUES ({marks})", map(astuple, ROWS))
+        marks = ",".join("?" * len(ROW))
+        ledger.executemany(f"INSERT INTO requests VALUES ({marks})", ROWS)
     ledger.close()
     return path
 

@@ -6,23 +6,24 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.buckets import TABLE_BYTES, WINDOW_S, Bucket, Table
+from gateway.buckets import TABLE_BYTES, WINDOW_S, Table, left, taken, wait_s
 
 ARRIVALS = st.lists(st.tuples(st.floats(0, 40), st.integers(1, 100)), min_size=1, max_size=60)
 """(seconds since the one before, amount)"""
 
 
 def admitted(limit: int, arrivals: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
-    bucket, full_at, now, found = Bucket(limit), 0.0, 0.0, []
+    full_at, now, found = 0.0, 0.0, []
     for pause_s, amount in arrivals:
         now += pause_s
-        if amount <= limit and not bucket.wait_s(full_at, amount, now):
-            full_at = bucket.taken(full_at, amount, now)
+        if amount <= limit and not wait_s(limit, full_at, amount, now):
+            full_at = taken(limit, full_at, amount, now)
             found.append((now, amount))
     return found
 
@@ -43,15 +44,15 @@ def test_no_window_has_more_than_a_burst_and_what_flows_in_meanwhile(
 def test_nothing_starves_it_fits_after_the_time_that_it_is_told(
     limit: int, arrivals: list[tuple[float, int]], amount: int
 ) -> None:
-    bucket, full_at, now = Bucket(limit), 0.0, 0.0
-    for pause_s, taken in arrivals:  # used without asking, as corrections do
+    full_at, now = 0.0, 0.0
+    for pause_s, used in arrivals:  # used without asking, as corrections do
         now += pause_s
-        full_at = bucket.taken(full_at, taken, now)
+        full_at = taken(limit, full_at, used, now)
     wanted = min(amount, limit)
-    wait_s = bucket.wait_s(full_at, wanted, now)
-    assert bucket.wait_s(full_at, wanted, now + wait_s + 1e-6) == 0
-    if wait_s > 1e-3:
-        assert bucket.wait_s(full_at, wanted, now + wait_s / 2) > 0
+    told_s = wait_s(limit, full_at, wanted, now)
+    assert wait_s(limit, full_at, wanted, now + told_s + 1e-6) == 0
+    if told_s > 1e-3:
+        assert wait_s(limit, full_at, wanted, now + told_s / 2) > 0
 
 
 @given(
@@ -61,36 +62,40 @@ def test_with_corrections_the_sum_of_what_was_used_stays_below_the_limit(
     limit: int, arrivals: list[tuple[float, int, float]]
 ) -> None:
     """Each takes an amount, and gives back a share of it when the next one comes."""
-    bucket, full_at, now, used = Bucket(limit), 0.0, 0.0, 0.0
+    full_at, now, used = 0.0, 0.0, 0.0
     owed = 0.0
     for pause_s, amount, share in arrivals:
         now += pause_s
-        full_at = bucket.taken(full_at, -owed, now) if owed else full_at
+        full_at = taken(limit, full_at, -owed, now) if owed else full_at
         owed = 0.0
-        if amount <= limit and not bucket.wait_s(full_at, amount, now):
-            full_at = bucket.taken(full_at, amount, now)
+        if amount <= limit and not wait_s(limit, full_at, amount, now):
+            full_at = taken(limit, full_at, amount, now)
             owed = amount * share
             used += amount - owed
             assert used <= limit * (1 + now / WINDOW_S) + 1e-6
 
 
 def test_what_is_left_fills_with_time_up_to_the_limit() -> None:
-    bucket = Bucket(60)
-    full_at = bucket.taken(0.0, 40, 100.0)
-    assert [round(bucket.left(full_at, 100.0 + s)) for s in (0, 10, 39, 41, 1000)] == [
+    full_at = taken(60, 0.0, 40, 100.0)
+    assert [round(left(60, full_at, 100.0 + s)) for s in (0, 10, 39, 41, 1000)] == [
         20, 30, 59, 60, 60,
     ]  # fmt: skip
+
+
+def set_row(table: Table, owner: bytes, first: float, second: float) -> None:
+    at = table.acquire(owner)
+    table.numbers[at], table.numbers[at + 1] = first, second
+    table.release(owner)
 
 
 def test_a_table_keeps_rows_apart_and_reuses_the_idle_ones() -> None:
     table = Table()
     same_set = [bytes([7, 0, 0, 0]) + bytes([n]) * 12 for n in range(1, 12)]
     for number, owner in enumerate(same_set[:8], start=1):
-        with table.row(owner) as row:
-            row[0], row[1] = float(number), 100.0 - number
+        set_row(table, owner, float(number), 100.0 - number)
     assert [table.peek(owner)[0] for owner in same_set[:8]] == [1, 2, 3, 4, 5, 6, 7, 8]
-    with table.row(same_set[8]) as row:  # takes the place of the one that is full first
-        assert tuple(row) == (0.0, 0.0)
+    at = table.acquire(same_set[8])  # takes the place of the one that is full first
+    assert tuple(table.numbers[at : at + 2]) == (0.0, 0.0)
     assert table.peek(same_set[7]) == (0.0, 0.0)
     assert table.peek(same_set[0]) == (1.0, 99.0)
 
@@ -100,8 +105,8 @@ import sys
 from gateway.buckets import Table
 table = Table(int(sys.argv[1]))
 for _ in range(2000):
-    with table.row(b"0123456789abcdef") as row:
-        row[0] += 1
+    table.numbers[table.acquire(b"0123456789abcdef")] += 1
+    table.release(b"0123456789abcdef")
 """
 
 
@@ -119,7 +124,7 @@ def test_a_process_that_never_lets_go_stops_nobody() -> None:
         file.truncate(TABLE_BYTES)
         os.set_inheritable(file.fileno(), True)
         code = CHILD.partition("for")[0] + (
-            "with table.row(b'0123456789abcdef'):\n    print('held', flush=True)\n    input()\n"
+            "table.acquire(b'0123456789abcdef')\nprint('held', flush=True)\ninput()\n"
         )
         command = [sys.executable, "-c", code, str(file.fileno())]
         with subprocess.Popen(
@@ -127,6 +132,7 @@ def test_a_process_that_never_lets_go_stops_nobody() -> None:
         ) as child:
             assert child.stdout is not None
             assert child.stdout.readline() == b"held\n"
-            with Table(file.fileno()).row(b"0123456789abcdef") as row:
-                row[0] = 5.0
+            begun = time.monotonic()
+            Table(file.fileno()).acquire(b"0123456789abcdef")
+            assert time.monotonic() - begun < 1.0
             child.kill()

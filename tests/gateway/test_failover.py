@@ -69,6 +69,22 @@ async def test_a_worker_that_is_not_there_costs_little(http: aiohttp.ClientSessi
         assert len(s.workers[1].requests) == 10
 
 
+@pytest.mark.parametrize("waits", [(2.5, 40.0), (40.0, 2.5), (None, 2.5)], ids=str)
+async def test_a_full_cluster_has_room_when_the_first_of_the_tried_has(
+    http: aiohttp.ClientSession, waits: tuple[float | None, float | None]
+) -> None:
+    workers = [
+        FakeWorker(f"w{at}", refuse=TriremeError("overloaded", "full", retry_after_s=wait_s))
+        for at, wait_s in enumerate(waits)
+    ]
+    async with stack(*workers) as s:
+        for _ in range(4):  # whichever is asked first
+            async with http.post(s.url + "/v1/chat/completions", json=BODY) as answer:
+                assert answer.status == 503
+                assert answer.headers["Retry-After"] == "3"
+                assert "x-should-retry" not in answer.headers
+
+
 @pytest.mark.parametrize(
     "code",
     [

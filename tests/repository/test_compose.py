@@ -83,6 +83,12 @@ def test_a_container_has_no_rights(tier: str, services: dict[str, Any]) -> None:
     assert "user" not in service  # the image's own, see test_dockerfile.py
 
 
+def test_the_ledger_outlives_the_gateways_container(services: dict[str, Any]) -> None:
+    gateway = services["gateway"]
+    assert gateway["environment"]["XDG_STATE_HOME"] == "/state"
+    assert gateway["volumes"] == ["usage:/state"]
+
+
 def test_no_secret_stands_on_a_command_line(services: dict[str, Any]) -> None:
     assert not [name for name, service in services.items() if TOKEN in " ".join(service["command"])]
 
@@ -131,7 +137,8 @@ class Stack:
         environment = {
             name: str(value) for name, value in self.services[tier]["environment"].items()
         }
-        environment.pop("HF_HOME", None)
+        for folder_of_the_image in ("HF_HOME", "XDG_STATE_HOME"):
+            environment.pop(folder_of_the_image, None)
         self.children.start([sys.executable, "-m", tier, *args], environment)
 
     def healthy(self, tier: str) -> bool:

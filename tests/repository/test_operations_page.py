@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from gateway.keys import Limits, read_keys
 from protocol.errors import TAXONOMY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +74,16 @@ def test_the_flags_in_the_readme_belong_to_the_tiers_beside_them() -> None:
         used = set(re.findall(r"`(--[a-z-]+)", flags))
         for tier in ("controller", "worker", "gateway") if tiers == "all" else tiers.split(", "):
             assert used <= known_flags(tier), (tier, used)
+
+
+def test_the_pages_keys_file_is_one(tmp_path: Path) -> None:
+    [example] = re.findall(
+        r"```toml\n(.*?)```", (ROOT / "docs/operations.md").read_text(), flags=re.DOTALL
+    )
+    file = tmp_path / "keys.toml"
+    file.write_text(example)
+    [key] = read_keys(file, Limits())
+    assert (key.name, key.limits) == ("alice", Limits(600, 200_000))
 
 
 def up_commands() -> list[str]:

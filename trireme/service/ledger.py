@@ -13,12 +13,11 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
-from operator import attrgetter
+from functools import lru_cache
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import Final, NamedTuple, get_type_hints
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +34,7 @@ class LedgerError(Exception):
     """The file cannot be used; the message is one line for a person."""
 
 
-@dataclass(frozen=True, slots=True)
-class UsageRow:
+class UsageRow(NamedTuple):
     """One request. The table's columns are these, in this order.
 
     Attributes:
@@ -63,22 +61,27 @@ class UsageRow:
     duration_s: float
 
 
-_TYPES: Final = {"str": "TEXT", "int": "INTEGER", "float": "REAL"}
-COLUMNS: Final = tuple(field.name for field in fields(UsageRow))
+_TYPES: Final = {str: "TEXT", int: "INTEGER", float: "REAL"}
+_COLUMNS: Final = ", ".join(
+    f"{name} {_TYPES[kind]} NOT NULL" for name, kind in get_type_hints(UsageRow).items()
+)
 _SCHEMA: Final = f"""
-CREATE TABLE IF NOT EXISTS requests (
-    {", ".join(f"{one.name} {_TYPES[str(one.type)]} NOT NULL" for one in fields(UsageRow))}
-);
+CREATE TABLE IF NOT EXISTS requests ({_COLUMNS});
 CREATE INDEX IF NOT EXISTS requests_by_time ON requests (time);
 PRAGMA user_version = {_VERSION};
 """
-_VALUES: Final = attrgetter(*COLUMNS)
-_INSERT: Final = f"INSERT INTO requests VALUES ({', '.join('?' * len(COLUMNS))})"
+_INSERT: Final = f"INSERT INTO requests VALUES ({', '.join('?' * len(UsageRow._fields))})"
 
 
 def timestamp(seconds: float) -> str:
     """Unix seconds as `2026-01-31T12:00:00.000Z`: texts that sort as the times do."""
-    return text_of(datetime.fromtimestamp(seconds, UTC))
+    whole = int(seconds)
+    return f"{_second(whole)}.{int(1000 * (seconds - whole)):03d}Z"
+
+
+@lru_cache(maxsize=16)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()
 
 
 def text_of(time: datetime) -> str:
@@ -185,7 +188,7 @@ class Ledger:
         """Write some rows; they stay in the queue until they are safe."""
         count = min(_BATCH, len(self._rows))
         with connection:
-            connection.executemany(_INSERT, [_VALUES(self._rows[at]) for at in range(count)])
+            connection.executemany(_INSERT, [self._rows[at] for at in range(count)])
         for _ in range(count):
             self._rows.popleft()
 
