@@ -63,6 +63,9 @@ class GatewaySettings(TierSettings):
     routing: Annotated[str, AfterValidator(_policy)] = Field(
         "prefix_aware", description=f"how a worker is chosen: {', '.join(POLICIES)}"
     )
+    share_prefix_cache: bool = Field(
+        False, description="let requests of different API keys share cached beginnings of prompts"
+    )
     lenient: bool = Field(
         False, description="ignore unknown request fields unless they would change the answer"
     )

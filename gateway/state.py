@@ -60,6 +60,7 @@ class Arrival:
     Attributes:
         request_id: the client's or ours.
         caller: whose key it has.
+        cache_salt: requests with the same one share cached beginnings of prompts.
         route: the path's pattern.
         deadline_s: seconds that the request may take.
         arrived_s: `perf_counter` seconds.
@@ -68,14 +69,15 @@ class Arrival:
 
     request_id: str
     caller: ApiKey
+    cache_salt: str
     route: str
     deadline_s: float
     arrived_s: float
     trail: Trail
 
     @property
-    def cache_salt(self) -> str:
-        """Tells tenants apart without telling their keys; empty when there are none."""
+    def tenant(self) -> str:
+        """Tells keys apart without telling them; empty when there are none."""
         return self.caller.salt
 
 
@@ -95,9 +97,11 @@ def arrival_of(request: Request) -> Arrival:
     gateway = gateway_of(request)
     state = request.scope["state"]
     trail = state["trail"] = Trail(state["request_id"], gateway.trails)
+    caller = caller_of(request)
     return Arrival(
         request_id=state["request_id"],
-        caller=caller_of(request),
+        caller=caller,
+        cache_salt="" if gateway.settings.share_prefix_cache else caller.salt,
         route=request.scope["route"].path,
         deadline_s=deadline_s(
             header(request.scope, b"x-request-timeout-ms"), gateway.settings.request_timeout_s

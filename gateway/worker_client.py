@@ -152,6 +152,8 @@ class WorkerHttp:
         try:
             answer = await self._pool.post(worker.address, path, body)
         except ConnectFailed as error:
+            # a certificate that is not trusted, too: an operator needs the reason
+            log.warning("worker %s cannot be reached: %s", worker.short_id, error)
             raise TriremeError("worker_unreachable", "The worker cannot be reached.") from error
         reply = Reply(answer, deadline, gone)
         reply.be_patient(patience_s)

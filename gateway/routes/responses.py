@@ -41,7 +41,7 @@ async def create(request: Request) -> Response:
     asked = await read(request, CreateResponse)
     arrival = arrival_of(request)
     gateway = gateway_of(request)
-    tenant = arrival.cache_salt
+    tenant = arrival.tenant
     admit(request, asked.model)
     record = gateway.view.snapshot.models.get(asked.model)
     check_room(asked.max_output_tokens, record, "max_output_tokens")
@@ -54,7 +54,7 @@ async def create(request: Request) -> Response:
             stored.before(asked.previous_response_id) + given,
             request_id=f"{arrival.request_id}:{head.id}",
             deadline_s=arrival.deadline_s,
-            cache_salt=tenant,
+            cache_salt=arrival.cache_salt,
         )
         keep = _keeper(gateway, tenant, asked, given)
         renderer = ResponseRenderer(head, now=time.time, finished=keep)
@@ -74,7 +74,7 @@ async def retrieve(
 @router.delete("/v1/responses/{response_id}", response_model=DeletedResponse)
 async def delete(request: Request, response_id: str) -> Response:
     """Forgets a stored response; those that went on from it cannot be gone on from any more."""
-    tenant = arrival_of(request).cache_salt
+    tenant = arrival_of(request).tenant
     if not gateway_of(request).responses.delete(tenant, response_id, monotonic()):
         raise _not_found(response_id)
     deleted = DeletedResponse(id=response_id, object="response", deleted=True)
@@ -109,7 +109,7 @@ async def input_items(
 
 
 def _stored(request: Request, response_id: str) -> StoredResponse:
-    tenant = arrival_of(request).cache_salt
+    tenant = arrival_of(request).tenant
     found = gateway_of(request).responses.get(tenant, response_id, monotonic())
     if found is None:
         raise _not_found(response_id)

@@ -196,6 +196,17 @@ async def test_tenants_are_salted_by_their_keys() -> None:
         assert "key" not in one
 
 
+async def test_with_sharing_switched_on_keys_share_the_cache_and_nothing_else() -> None:
+    async with stack(FakeWorker(), api_keys=("key-a", "key-b"), share_prefix_cache=True) as s:
+        for key in ("key-a", "key-b"):
+            async with client(s.url, key) as api:
+                made = await api.responses.create(model=MODEL, input="hi")
+        assert [request.cache_salt for request in s.workers[0].requests] == ["", ""]
+        async with client(s.url, "key-a") as api:
+            with pytest.raises(openai.NotFoundError):
+                await api.responses.retrieve(made.id)
+
+
 async def test_a_worker_of_another_token_is_no_fault_of_the_client() -> None:
     async with stack(FakeWorker(token="t")) as s, client(s.url) as api:
         with pytest.raises(openai.APIStatusError) as caught:

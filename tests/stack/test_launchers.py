@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -81,3 +82,24 @@ def test_a_folder_of_pickled_weights_exits_3(model: Path) -> None:
     result = launch("worker", "--no-register", "--model-path", str(model))
     assert result.returncode == 3
     assert "safetensors" in last_line(result)
+
+
+@pytest.mark.parametrize("part", ["model", "tokenizer"])
+def test_code_of_a_checkpoint_does_not_run_and_the_flag_is_named(
+    model: Path, part: str, tmp_path: Path
+) -> None:
+    ran = tmp_path / "ran"
+    code = f"open({str(ran)!r}, 'w').close()\nclass Own:\n    pass\n"
+    (model / "own.py").write_text(code)
+    name = "config.json" if part == "model" else "tokenizer_config.json"
+    config = json.loads((model / name).read_text())
+    if part == "model":
+        config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}
+    else:
+        config |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+        (model / "tokenizer.json").unlink()
+    (model / name).write_text(json.dumps(config))
+    result = launch("worker", "--no-register", "--model-path", str(model))
+    assert result.returncode == 3, result.stderr
+    assert "--trust-remote-code" in last_line(result)
+    assert not ran.exists()

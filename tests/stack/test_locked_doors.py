@@ -195,3 +195,25 @@ def test_the_secret_opens(tier: str) -> None:
     assert asyncio.run(status_of(app, "GET", "/nope", right)) == 404
     for path in HEALTH_PATHS - {"/readyz"}:
         assert asyncio.run(status_of(app, "GET", path)) == 200
+
+
+@pytest.mark.parametrize("tier", ["controller", "worker"])
+def test_without_a_token_no_web_page_is_answered(tier: str) -> None:
+    """A browser sends a page's POST to any port of its machine, and says whose page it was."""
+    open_apps: dict[str, Callable[[], FastAPI]] = {
+        "controller": lambda: controller.app.create_app(ControllerSettings()),
+        "worker": lambda: (
+            worker.app.create_app(
+                Settings(engine="sim", no_register=True),
+                address="http://x",
+                exit_request=ExitRequest(),
+            ).app
+        ),
+    }
+    app = open_apps[tier]()
+    for method, path in routes_of(app):
+        if path not in HEALTH_PATHS:
+            for origin in (b"https://a.example", b"null", b"http://localhost:3000"):
+                status = asyncio.run(status_of(app, method, path, (b"origin", origin)))
+                assert status == 401, (method, path)
+    assert asyncio.run(status_of(app, "GET", "/openapi.json")) == 200

@@ -62,7 +62,8 @@ class TokenGuard:
     """Answers 401 on every path but the health ones, before a body is read.
 
     Args:
-        tokens: an empty set lets everybody in.
+        tokens: an empty set lets everybody in but web pages: a page that somebody on this machine
+            looks at could register a worker of its own, which would be sent prompts.
     """
 
     def __init__(self, app: ASGIApp, tokens: TokenSet) -> None:
@@ -82,6 +83,10 @@ class TokenGuard:
     def _refusal(self, scope: Scope) -> TriremeError | None:
         if scope["path"] in HEALTH_PATHS:
             return None
+        if not self._tokens:
+            if not any(name == b"origin" for name, _ in scope["headers"]):
+                return None
+            return TriremeError("missing_api_key", "Without a cluster token web pages are refused.")
         header = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         token = bearer(header.decode("utf-8", "surrogateescape"))
         if self._tokens.accepts(token):
