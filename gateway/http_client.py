@@ -273,6 +273,7 @@ class Answer:
         self._deadline_s = float("inf")
         self._check: Callable[[], Exception | None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._looks_at_s = 0.0
 
     # ---- for the reader -------------------------------------------------------------------------
 
@@ -389,10 +390,11 @@ class Answer:
         elif self._deadline_s > now_s:
             at_s = min(at_s, self._deadline_s)
         if self._timer is not None:
-            if self._timer.when() <= at_s:
+            if self._looks_at_s <= at_s:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(at_s, self._tick)
+        # uvloop's handle of a time that has passed does not know its time
+        self._looks_at_s, self._timer = at_s, self._loop.call_at(at_s, self._tick)
 
     def _tick(self) -> None:
         self._timer = None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
+import uvloop
 
 from gateway import http_client
 from gateway.http_client import Answer, Broken, ConnectFailed, HttpPool, Origin
@@ -295,6 +297,21 @@ async def test_patience_deadline_and_check_each_end_a_wait() -> None:
                     await answer.read()
                 assert loop.time() - began < 1
                 answer.close()
+
+
+def test_a_deadline_in_less_than_a_millisecond_can_be_watched_twice() -> None:
+    """uvloop gives no timer for it but a plain handle, which does not know its time."""
+
+    async def watched() -> None:
+        with pool() as http, socket.create_server(("127.0.0.1", 0)) as silent:
+            answer = await http.post(f"http://127.0.0.1:{silent.getsockname()[1]}", "/", b"{}")
+            soon_s = asyncio.get_running_loop().time() + 0.0004
+            answer.watch(5, soon_s, lambda: None)
+            answer.watch(3, soon_s, lambda: None)
+            with pytest.raises(TimeoutError):
+                await answer.whole()
+
+    uvloop.run(watched())
 
 
 async def test_the_check_is_asked_while_nothing_comes(monkeypatch: pytest.MonkeyPatch) -> None:
