@@ -174,13 +174,17 @@ def usage_command(
     since: Annotated[str, typer.Option(help="from then on: 2026-01-31, or 24h, 7d ago")] = "",
     until: Annotated[str, typer.Option(help="before then: 2026-01-31, or 24h, 7d ago")] = "",
     by: Annotated[
-        str, typer.Option(help="what the sums are taken by: key, model, day, route")
-    ] = "key,model",
+        list[str] | None,
+        typer.Option(
+            help="what the sums are taken by, of key, model, day, route (default: key,model)"
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="a JSON list instead")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV instead")] = False,
 ) -> None:
     """Show the requests and tokens of each key and model. Days are those of UTC."""
-    groups = tuple(dict.fromkeys(name.strip() for name in by.split(",") if name.strip()))
+    names = ",".join(by if by is not None else ["key,model"]).split(",")
+    groups = tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
     form = "json" if as_json else "csv" if as_csv else "table"
     raise typer.Exit(show_usage(UsageQuery(db, since, until, groups), Console(), form))
 
