@@ -82,6 +82,15 @@ def test_a_narrow_terminal_gets_fewer_columns(
     assert cells == ["10.0.0.7:21002", "first", "ready", "131,072", "3/64", "12", "25%", "1,234"]
 
 
+def test_a_worker_that_has_failed_says_why(serve: Serve, trireme: Trireme) -> None:
+    url = controller(serve)
+    failed = {**WORKER, "state": "failed", "reason": "restarting the engine: signal 9"}
+    path = f"{url}/fleet/workers/{WORKER['instance_id']}"
+    httpx.put(path, json=failed, trust_env=False).raise_for_status()
+    shown = trireme("status", "--controller-address", url)
+    assert "01234567: restarting the engine: signal 9" in " ".join(shown.stdout.split())
+
+
 def test_an_empty_fleet_says_so(serve: Serve, trireme: Trireme) -> None:
     shown = trireme("status", "--controller-address", controller(serve))
     assert shown.returncode == 0

@@ -45,9 +45,11 @@ def show_status(client: httpx.Client, console: Console, *, as_json: bool, watch:
 
 
 def table(fleet: ListedFleet, width: int = WIDE) -> Table:
-    """One row for each model of each worker, for a terminal of `width` columns."""
-    title = None if fleet.complete else "the controller has just started: more may come"
-    drawn = Table(caption=title, header_style="bold")
+    """One row for each model of each worker, for a terminal of `width` columns; below them why
+    workers have failed."""
+    notes = [] if fleet.complete else ["the controller has just started: more may come"]
+    notes += [f"{one.short_id}: {one.reason}" for one in fleet.workers if one.reason]
+    drawn = Table(caption=Text("\n".join(notes)) if notes else None, header_style="bold")
     shown = [width >= WIDE or name not in _WIDE_ONLY for name in (*_TEXTS, *_NUMBERS)]
     for name in itertools.compress(_TEXTS, shown):
         drawn.add_column(name, overflow="fold", min_width=len(name))

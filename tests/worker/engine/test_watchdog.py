@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from worker.engine.watchdog import Pulse, Watchdog, idle_beat_s
@@ -73,3 +74,25 @@ def test_time_in_which_nobody_looked_proves_nothing() -> None:
 @pytest.mark.parametrize("limit_s", [0.1, 1.0, 10.0, 100.0])
 def test_a_process_without_work_moves_often_enough(limit_s: float) -> None:
     assert idle_beat_s(limit_s) + 2 * Watchdog(limit_s).look_every_s < limit_s
+
+
+PARENT = """
+import subprocess, sys, time
+code = "import worker.engine.watchdog as w; w.end_with_parent(); print(1, flush=True); input()"
+pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+made = subprocess.Popen([sys.executable, "-c", code], **pipes)
+made.stdout.readline()
+print(made.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not offer it")
+def test_a_stopped_process_does_not_outlive_its_parent() -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        child.suspend()
+        assert child.is_running()
+        parent.kill()
+        assert not psutil.wait_procs([child], timeout=10)[1]

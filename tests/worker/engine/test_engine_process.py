@@ -1,0 +1,84 @@
+"""The HTTP process's end of an engine that does what no engine should; the process is a `sleep`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from protocol.errors import TriremeError
+from worker.engine import pipe
+from worker.engine.config import EngineConfig
+from worker.engine.engine import JobFailed
+from worker.engine.process import EngineProcess
+from worker.engine.protocol import EngineInfo, EngineLoad, Job, SequenceParams
+from worker.engine.watchdog import Pulse
+
+INFO = EngineInfo("fake", 100, (2,), 300, 1)
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Any]:
+    """An engine that says that it is ready, and nothing else."""
+    made: Any = EngineProcess(EngineConfig(model_path="none", stall_s=0.4))
+    made._process = await asyncio.create_subprocess_exec("sleep", "60")
+    made._dead = asyncio.get_running_loop().create_future()
+    made._info, made._pulse = INFO, Pulse.create()
+    yield made
+    await made.close()
+
+
+def failing(engine: Any) -> asyncio.Task[str]:
+    """The code with which a job ends."""
+
+    async def run() -> str:
+        with pytest.raises(TriremeError) as caught:
+            async for _outputs in engine.submit(Job("a", [5], SequenceParams(max_tokens=9))):
+                pass
+        return caught.value.code
+
+    return asyncio.create_task(run())
+
+
+async def test_a_process_that_does_not_move_is_killed_and_its_jobs_fail(engine: Any) -> None:
+    job = failing(engine)
+    began = time.monotonic()
+    watching = asyncio.create_task(engine._watch(engine._pulse))
+    assert await asyncio.wait_for(job, 5) == "engine_dead"
+    assert 0.4 < time.monotonic() - began < 3
+    assert await engine.wait_dead() == "the engine made no progress for 0.4 s and was killed"
+    assert await engine._process.wait() == -9
+    assert await asyncio.wait_for(failing(engine), 5) == "engine_unavailable"
+    await watching
+
+
+async def test_a_process_that_moves_is_left_alone(engine: Any) -> None:
+    watching = asyncio.create_task(engine._watch(engine._pulse))
+    for _ in range(15):
+        await asyncio.sleep(0.05)
+        engine._pulse.beat()
+    assert not watching.done()
+    watching.cancel()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"no message\n",
+        pipe.encode(pipe.Step(EngineLoad(), failures=[("a", JobFailed("no_such_code", "x"))])),
+    ],
+    ids=["nonsense", "an unknown code"],
+)
+async def test_a_message_that_cannot_be_handed_on_leaves_nobody_waiting(
+    engine: Any, line: bytes
+) -> None:
+    job, reader = failing(engine), asyncio.StreamReader()
+    await asyncio.sleep(0)
+    reading = asyncio.create_task(engine._read(reader))
+    reader.feed_data(line)
+    assert await asyncio.wait_for(job, 5) == "engine_dead"
+    assert await engine._process.wait() == -9
+    await reading
