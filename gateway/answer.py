@@ -8,7 +8,6 @@ from time import perf_counter
 from typing import Final, Protocol, TypeAlias
 
 from fastapi import Request, Response
-from starlette.requests import ClientDisconnect
 
 from gateway.connection import event_stream
 from gateway.merge import merged
@@ -148,10 +147,8 @@ class Answer:
         Args:
             error: why there is no answer.
         """
-        if isinstance(error, TriremeError):
-            self._meter.usage.error = error.code
-        elif isinstance(error, Exception) and not isinstance(error, ClientDisconnect):
-            self._meter.usage.error = "internal_error"
+        if error is not None:
+            self._meter.failed(error)
         try:
             await self._batches.aclose()
         finally:
@@ -159,7 +156,7 @@ class Answer:
             self._meter.end()
 
     def _broken(self, error: TriremeError) -> bytes:
-        self._meter.usage.error = error.code
+        self._meter.failed(error)
         self._metrics.broke(self._model, error.code)
         return self._renderer.failure(error)
 
