@@ -61,7 +61,7 @@ async def respond(
     gateway, model = gateway_of(request), requests[0].model
     reserved = sum(may_need(arrival.caller, one) for one in requests)
     meter = Meter(gateway, arrival, model, reserved, is_counted=True)
-    prompts = meter.usage.prompts = [Progress(one) for one in requests]
+    prompts = meter.usage.prompts = [Progress(_by(arrival.tenant, one)) for one in requests]
     generate = gateway.dispatcher.generate
     batches = merged([generate(one, arrival.trail) for one in prompts], AT_ONCE)
     answer = Answer(batches, renderer, gateway.metrics, meter, model, arrival.arrived_s)
@@ -77,6 +77,11 @@ async def respond(
         return event_stream(answer.frames(), answer.close)
     await answer.close()
     return Response(body, media_type="application/json")
+
+
+def _by(tenant: str, request: GenerateRequest) -> GenerateRequest:
+    """The request with the name of who asks for it."""
+    return request.model_copy(update={"tenant": tenant}) if tenant else request
 
 
 Batch: TypeAlias = tuple[int, list[Event]]
