@@ -8,7 +8,6 @@ from time import perf_counter
 from typing import Final, Protocol, TypeAlias
 
 from fastapi import Request, Response
-from starlette.requests import ClientDisconnect
 
 from gateway.connection import event_stream
 from gateway.merge import merged
@@ -62,7 +61,7 @@ async def respond(
     gateway, model = gateway_of(request), requests[0].model
     reserved = sum(may_need(arrival.caller, one) for one in requests)
     meter = Meter(gateway, arrival, model, reserved, is_counted=True)
-    prompts = meter.usage.prompts = [Progress(one) for one in requests]
+    prompts = meter.usage.prompts = [Progress(_by(arrival.tenant, one)) for one in requests]
     generate = gateway.dispatcher.generate
     batches = merged([generate(one, arrival.trail) for one in prompts], AT_ONCE)
     answer = Answer(batches, renderer, gateway.metrics, meter, model, arrival.arrived_s)
@@ -78,6 +77,11 @@ async def respond(
         return event_stream(answer.frames(), answer.close)
     await answer.close()
     return Response(body, media_type="application/json")
+
+
+def _by(tenant: str, request: GenerateRequest) -> GenerateRequest:
+    """The request with the name of who asks for it."""
+    return request.model_copy(update={"tenant": tenant}) if tenant else request
 
 
 Batch: TypeAlias = tuple[int, list[Event]]
@@ -148,10 +152,8 @@ class Answer:
         Args:
             error: why there is no answer.
         """
-        if isinstance(error, TriremeError):
-            self._meter.usage.error = error.code
-        elif isinstance(error, Exception) and not isinstance(error, ClientDisconnect):
-            self._meter.usage.error = "internal_error"
+        if error is not None:
+            self._meter.failed(error)
         try:
             await self._batches.aclose()
         finally:
@@ -159,7 +161,7 @@ class Answer:
             self._meter.end()
 
     def _broken(self, error: TriremeError) -> bytes:
-        self._meter.usage.error = error.code
+        self._meter.failed(error)
         self._metrics.broke(self._model, error.code)
         return self._renderer.failure(error)
 

@@ -63,9 +63,8 @@ class Limiter:
         if limits.tokens and tokens > limits.tokens:
             self._refused("size")
             message = (
-                f"The request needs up to {tokens} tokens, which is more than the {limits.tokens} "
-                "that this API key may use in a minute. Shorten the prompt, or ask for fewer with "
-                "max_tokens."
+                f"The request needs up to {tokens} tokens, which is more than the limit of "
+                f"{limits.tokens} tokens a minute. Shorten the prompt, or ask for less."
             )
             raise TriremeError("insufficient_quota", message)
         owner, now = key.digest[:_ID_BYTES], self._clock()
@@ -89,7 +88,7 @@ class Limiter:
         )
         self._refused(name)
         message = (
-            f"This API key's limit of {limit} {name} a minute is reached. "
+            f"The limit of {limit} {name} a minute is reached. "
             f"Please try again in {duration(longest_s)}."
         )
         raise TriremeError("rate_limit_exceeded", message, retry_after_s=longest_s)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from functools import cache
 from time import perf_counter
 
+from starlette.requests import ClientDisconnect
+
 from gateway.keys import ApiKey
 from gateway.limits import RESERVED_TOKENS, Limiter
 from gateway.prefix import prompt_tokens
@@ -86,6 +88,13 @@ class Meter:
         self._reserved = reserved
         self._limiter.take(arrival.caller, reserved)
 
+    def failed(self, error: BaseException) -> None:
+        """There is no answer, or none further; a client that left is no failure."""
+        if isinstance(error, TriremeError):
+            self.usage.error = error.code
+        elif isinstance(error, Exception) and not isinstance(error, ClientDisconnect):
+            self.usage.error = "internal_error"
+
     def end(self) -> None:
         """Set the limits right and write the row."""
         usage, arrival = self.usage, self._arrival
@@ -128,8 +137,8 @@ def metered(
     meter = Meter(gateway, arrival, model, tokens, is_counted=is_counted)
     try:
         yield meter.usage
-    except TriremeError as error:
-        meter.usage.error = error.code
+    except Exception as error:
+        meter.failed(error)
         raise
     finally:
         meter.end()

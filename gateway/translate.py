@@ -81,9 +81,10 @@ def completion_requests(
     ]
 
 
-def embed_request(request: EmbeddingsRequest, *, request_id: str) -> EmbedRequest:
+def embed_request(request: EmbeddingsRequest, *, request_id: str, tenant: str = "") -> EmbedRequest:
     return EmbedRequest(
         request_id=request_id,
+        tenant=tenant,
         model=request.model,
         inputs=request.input,
         dimensions=request.dimensions,

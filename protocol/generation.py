@@ -22,6 +22,8 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 TokenIds: TypeAlias = list[Annotated[int, Field(ge=0)]]
 GatewayId: TypeAlias = Annotated[str, Field(max_length=64)]
 """Random, one a gateway process: by it a worker counts whose requests it has in service."""
+TenantId: TypeAlias = Annotated[str, Field(max_length=64)]
+"""Tells those who ask apart, and says nothing else of them; empty where nobody is told apart."""
 MAX_BEAMS: Final = 16
 _NOT_IN_BEAM_SEARCH: Final = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "stop": []}
 """What would change how a beam search goes, by its value that asks for nothing."""
@@ -163,8 +165,8 @@ class GenerateRequest(_Wire):
         thinking: whether the model thinks before it answers; None leaves it to the model.
         echo: send a `Prompt` event with the prompt's text.
         deadline_s: seconds from arrival after which the request fails with `deadline_exceeded`.
-        cache_salt: the tenant who asks, told apart without a name: it seeds the prefix cache, so
-            that tenants do not see each other's timing, and workers serve tenants fairly by it.
+        cache_salt: seeds the prefix cache, so tenants do not see each other's timing.
+        tenant: who asks, told apart without a name: tenants who wait are served fairly.
         priority: lower is served first.
         whole: nobody reads the answer before its end, so deltas may be joined and come late.
         resume: the choices as another worker left them, to go on from there: deltas begin behind
@@ -195,6 +197,7 @@ class GenerateRequest(_Wire):
     echo: bool = False
     deadline_s: Annotated[float, Field(gt=0)] | None = None
     cache_salt: str = ""
+    tenant: TenantId = ""
     priority: int = 0
     whole: bool = False
     resume: list[Begun] | None = None
@@ -237,6 +240,7 @@ class EmbedRequest(_Wire):
     instance_id: str | None = None
     digest: str | None = None
     gateway: GatewayId = ""
+    tenant: TenantId = ""
 
 
 class EmbedResponse(_Wire):
@@ -257,6 +261,7 @@ class ScoreRequest(_Wire):
     instance_id: str | None = None
     digest: str | None = None
     gateway: GatewayId = ""
+    tenant: TenantId = ""
 
     @model_validator(mode="after")
     def _pairs(self) -> Self:

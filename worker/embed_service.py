@@ -40,7 +40,7 @@ class EmbedService:
             names = [f"input[{at}]" for at in range(len(request.inputs))]
             async with self._runtime.handover.wait():
                 pieces = await asyncio.to_thread(self._pieces, ready, request.inputs, names)
-                vectors = await self._vectors(ready, pieces, request.dimensions)
+                vectors = await self._vectors(ready, pieces, request.dimensions, request.tenant)
         return EmbedResponse(
             embeddings_b64=[to_base64(vector) for vector in vectors],
             dimensions=len(vectors[0]),
@@ -72,7 +72,7 @@ class EmbedService:
         ]
         texts = [*request.queries, *request.documents]
         pieces = await asyncio.to_thread(self._pieces, ready, texts, names)
-        vectors = await self._vectors(ready, pieces, None)
+        vectors = await self._vectors(ready, pieces, None, request.tenant)
         documents = vectors[len(request.queries) :]
         queries = _each(vectors[: len(request.queries)], len(documents))
 
@@ -89,7 +89,7 @@ class EmbedService:
 
         pairs = await asyncio.to_thread(encoded)
         num_tokens = sum(map(len, pairs))
-        with ready.admission.enter(num_tokens) as ticket:
+        with ready.admission.enter(num_tokens, tenant=request.tenant) as ticket:
             await ticket.wait_turn()
             scores = await ready.engine.score(pairs)
         check_finite(scores)
@@ -122,11 +122,11 @@ class EmbedService:
         return Pair(ids, first)
 
     async def _vectors(
-        self, ready: Ready, pieces: _Pieces, dimensions: int | None
+        self, ready: Ready, pieces: _Pieces, dimensions: int | None, tenant: str
     ) -> list[list[float]]:
         """One vector of length 1 an input."""
         num_tokens = _count(pieces)
-        with ready.admission.enter(num_tokens) as ticket:
+        with ready.admission.enter(num_tokens, tenant=tenant) as ticket:
             await ticket.wait_turn()
             vectors = await ready.engine.embed([one for many in pieces for one in many])
         self._metrics.prompt_tokens.inc(num_tokens)

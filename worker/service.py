@@ -108,7 +108,7 @@ class Service:
             begun = request.resume or ()
             num_tokens = len(prompt.ids) + sum(len(choice.ids) for choice in begun)
             place = ready.admission.enter(
-                num_tokens, request.sampling.num_sequences, request.priority, request.cache_salt
+                num_tokens, request.sampling.num_sequences, request.priority, request.tenant
             )
             with place as ticket:
                 started = Started(
@@ -177,6 +177,7 @@ class Service:
             priority=request.priority,
             deadline_s=left,
             cache_salt=request.cache_salt,
+            tenant=request.tenant,
             begun=[None if one.ended else one.ids for one in request.resume or ()],
         )
 

@@ -41,7 +41,7 @@ async def engine_embeddings(request: Request, model: str) -> Response:
 async def _embed(request: Request, asked: EmbeddingsRequest) -> Response:
     arrival = arrival_of(request)
     admit(request, asked.model)
-    wanted = embed_request(asked, request_id=arrival.request_id)
+    wanted = embed_request(asked, request_id=arrival.request_id, tenant=arrival.tenant)
     gateway = gateway_of(request)
     tokens = sum(1 + len(one) // 4 if isinstance(one, str) else len(one) for one in asked.input)
     with metered(gateway, arrival, asked.model, tokens) as usage:

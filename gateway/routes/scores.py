@@ -80,7 +80,11 @@ async def _scores(
     arrival = arrival_of(request)
     admit(request, model)
     wanted = ScoreRequest(
-        request_id=arrival.request_id, model=model, queries=queries, documents=documents
+        request_id=arrival.request_id,
+        model=model,
+        queries=queries,
+        documents=documents,
+        tenant=arrival.tenant,
     )
     tokens = sum(1 + len(text) // 4 for text in (*queries, *documents))
     gateway = gateway_of(request)

@@ -161,7 +161,7 @@ async def test_each_key_has_its_own_limit_and_a_429_says_when_to_come_again(
         assert "x-should-retry" not in headers
         assert body["error_code"] == 42901
         assert body["error"]["code"] == "rate_limit_exceeded"
-        assert body["error"]["message"].startswith("This API key's limit of 3 requests a minute")
+        assert body["error"]["message"].startswith("The limit of 3 requests a minute is reached")
         for _ in range(8):
             status, headers, _ = await post(http, s, "/v1/chat/completions", BODY, "key-free")
             assert status == 200

@@ -207,6 +207,27 @@ async def test_with_sharing_switched_on_keys_share_the_cache_and_nothing_else() 
                 await api.responses.retrieve(made.id)
 
 
+async def test_tenants_are_told_apart_where_they_share_a_cache(
+    http: aiohttp.ClientSession,
+) -> None:
+    async with stack(FakeWorker(), api_keys=("key-a", "key-b"), share_prefix_cache=True) as s:
+        for key in ("key-a", "key-b"):
+            async with client(s.url, key) as api:
+                await api.chat.completions.create(model=MODEL, messages=HELLO)
+        await _embed(http, s.url, "key-a")
+        one, two = s.workers[0].requests
+        _, embedded = s.workers[0].bodies[0]
+        assert one.cache_salt == two.cache_salt == ""
+        assert one.tenant == embedded["tenant"] != two.tenant
+        assert "key" not in one.tenant
+
+
+async def _embed(http: aiohttp.ClientSession, url: str, key: str) -> None:
+    body, headers = {"model": MODEL, "input": "a"}, {"Authorization": f"Bearer {key}"}
+    async with http.post(url + "/v1/embeddings", json=body, headers=headers) as answer:
+        assert answer.status == 200
+
+
 async def test_a_worker_of_another_token_is_no_fault_of_the_client() -> None:
     async with stack(FakeWorker(token="t")) as s, client(s.url) as api:
         with pytest.raises(openai.APIStatusError) as caught:

@@ -108,9 +108,10 @@ def open_ledger(path: Path) -> sqlite3.Connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > _VERSION:
                 raise LedgerError(f"{path} was written by a newer version of Trireme")
-            connection.execute("PRAGMA journal_mode = WAL")
+            if version < _VERSION:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.executescript(_SCHEMA)
             connection.execute("PRAGMA synchronous = NORMAL")
-            connection.executescript(_SCHEMA)
         except BaseException:
             connection.close()
             raise
@@ -188,6 +189,7 @@ class Ledger:
         """Write some rows; they stay in the queue until they are safe."""
         count = min(_BATCH, len(self._rows))
         with connection:
+            # by index: an iterator would not bear those that are added meanwhile
             connection.executemany(_INSERT, [self._rows[at] for at in range(count)])
         for _ in range(count):
             self._rows.popleft()

@@ -58,8 +58,8 @@ class Job:
     Attributes:
         job_id: unique in this process.
         deadline_s: seconds from submission after which nobody waits for it any more.
-        cache_salt: of the tenant who asks; seeds the prefix cache, and tells tenants apart where
-            they wait.
+        cache_salt: seeds the prefix cache.
+        tenant: who asks; tenants who wait are served fairly.
         priority: lower runs first; ties in order of arrival.
         begun: tokens that each choice has already, to go on from; None for a choice that has ended.
             Empty for a job from its beginning. Outputs begin behind these tokens.
@@ -72,6 +72,7 @@ class Job:
     priority: int = 0
     deadline_s: float | None = None
     cache_salt: str = ""
+    tenant: str = ""
     begun: list[list[int] | None] = field(default_factory=list)
 
     @property

@@ -137,7 +137,7 @@ class Scheduler:
 
         One that was admitted before keeps its place.
         """
-        self._waiting.add(seq.cache_salt, _age(seq), seq, keeps_place=seq.num_cached is not None)
+        self._waiting.add(seq.tenant, _age(seq), seq, keeps_place=seq.num_cached is not None)
 
     def remove(self, seqs: Iterable[Sequence]) -> None:
         """Take sequences out, wherever they are, and free their blocks."""
@@ -236,7 +236,7 @@ class Scheduler:
             item.seq.num_computed += item.num_new
             self._pool.publish(item.seq)
             if item.samples:
-                self._waiting.charge_generated(item.seq.cache_salt, 1)
+                self._waiting.charge_generated(item.seq.tenant, 1)
                 if not item.seq.is_beam:
                     item.seq.reserve()
 
@@ -274,14 +274,14 @@ class Scheduler:
             if seq.num_cached is None:
                 seq.num_cached = num_found
                 if seq.leader is None:  # the others find the prompt that it computes
-                    self._waiting.charge_prompt(seq.cache_salt, seq.num_tokens)
+                    self._waiting.charge_prompt(seq.tenant, seq.num_tokens)
             self._pool.grow(seq, seq.num_computed + num_new)
             self.running.append(seq)
             batch.append(Scheduled.next_of(seq, num_new))
             left.spend(seq, num_new)
         for seq in passed:
             self._waiting.put_back(
-                seq.cache_salt, _age(seq), seq, keeps_place=seq.num_cached is not None
+                seq.tenant, _age(seq), seq, keeps_place=seq.num_cached is not None
             )
 
     def _make_room(self, seq: Sequence, num_tokens: int, batch: list[Scheduled]) -> bool:

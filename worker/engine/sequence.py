@@ -43,6 +43,7 @@ class Sequence:
     deadline: float | None
     cache_salt: str
     leader: Sequence | None
+    tenant: str = ""
     num_computed: int = 0
     block_table: list[int] = field(default_factory=list)
     num_hashed: int = 0
@@ -173,6 +174,7 @@ def sequences_of(
                 arrival=arrival,
                 deadline=None if job.deadline_s is None else now_s + job.deadline_s,
                 cache_salt=job.cache_salt,
+                tenant=job.tenant,
                 leader=made[0] if made else None,
                 matcher=None if matcher is None else matcher.behind(ids),
                 output_counts=Counter(ids),

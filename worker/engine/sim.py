@@ -150,7 +150,7 @@ class SimEngine:
         sequences = [_Sequence(channel, i, _key(job, i), pos=len(ids)) for i, ids in job.choices]
         self._jobs[job.job_id] = sequences
         for sequence in sequences:
-            self._waiting.add(job.cache_salt, (job.priority, next(self._order)), sequence)
+            self._waiting.add(job.tenant, (job.priority, next(self._order)), sequence)
         self._wake.set()
         try:
             while outputs := await channel.outputs.take():
@@ -238,7 +238,7 @@ class SimEngine:
             sequence = self._waiting.pop()
             channel = sequence.channel
             if sequence.index == 0:
-                self._waiting.charge_prompt(channel.job.cache_salt, len(channel.job.prompt_ids))
+                self._waiting.charge_prompt(channel.job.tenant, len(channel.job.prompt_ids))
                 self._prompt_tokens += len(channel.job.prompt_ids)
                 if self._options.ttft_s:
                     self._prefill_rate.add(len(channel.job.prompt_ids), self._options.ttft_s)
@@ -277,7 +277,7 @@ class SimEngine:
         if params.prompt_logprobs is not None and not channel.prompt_sent:
             channel.prompt_sent = True
             channel.outputs.put(PromptOutput(_prompt_logprobs(channel.job)))
-        self._waiting.charge_generated(channel.job.cache_salt, 1)
+        self._waiting.charge_generated(channel.job.tenant, 1)
         token_id = _token(sequence.key, pos, params)
         finish, stop_token = self._finish(params, pos, token_id)
         logprobs = (

@@ -142,7 +142,7 @@ def test_with_one_tenant_the_order_is_that_of_arrival(items: list[tuple[int, int
 def sequence(tenant: str, number: int) -> Sequence:
     prompt = [1000 * number + place for place in range(PROMPT_LEN)]
     params = SequenceParams(max_tokens=OUTPUT_LEN)
-    job = Job(f"{tenant}{number}", prompt, params, cache_salt=tenant)
+    job = Job(f"{tenant}{number}", prompt, params, tenant=tenant)
     return sequences_of(job, number, 0.0)[0]
 
 
@@ -164,7 +164,7 @@ def test_a_flood_of_one_key_does_not_keep_another_waiting() -> None:
         scheduler.add(sequence("b", number))
     began: list[str] = []
     while scheduler.has_work:
-        began += [seq.cache_salt for seq in step(scheduler)]
+        began += [seq.tenant for seq in step(scheduler)]
     assert began.index("b") <= 1
     assert [place for place, tenant in enumerate(began) if tenant == "b"][-1] <= 9
     assert Counter(began) == {"a": 192, "b": 4}
