@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from typing import Any, TypeVar
@@ -65,6 +66,8 @@ class Service:
         self._runtime = runtime
         self._metrics = metrics
         self._num_jobs = 0
+        # grammars are made one at a time; those that wait hold no thread that others need
+        self._grammars = ThreadPoolExecutor(1, thread_name_prefix="grammars")
 
     # ---- generation -----------------------------------------------------------------------------
 
@@ -191,7 +194,8 @@ class Service:
             # tools are fine as long as no call is forced
             param = "tool_choice" if structure.kind == "tools" else structure.param
             raise TriremeError("unsupported_by_model", message, param=param)
-        return await asyncio.to_thread(ready.structures.grammar, structure)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._grammars, ready.structures.grammar, structure)
 
     async def _encode(self, ready: Ready, request: GenerateRequest) -> EncodedPrompt:
         """Prompt ids; a long text is tokenized beside the event loop."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import ssl
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +15,7 @@ import httpx
 import pytest
 import trustme
 
-from tests.stack.processes import Tier
+from tests.stack.processes import ROOT, Tier
 
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
 
@@ -103,6 +106,15 @@ def test_every_hop_is_encrypted(tiers: Tiers) -> None:
     assert [one["address"].partition(":")[0] for one in fleet["workers"]] == ["https"]
     with pytest.raises(httpx.TransportError):
         httpx.get(worker.url.replace("https", "http") + "/health", timeout=5)
+    shown = subprocess.run(
+        [sys.executable, "-m", "trireme.cli", "status", "--controller-address", controller.url],
+        cwd=ROOT,
+        env={**os.environ, "SSL_CERT_FILE": str(ours.ca), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert worker.url in shown.stdout, shown.stderr
     # the same worker once more, as one of FastChat's: its native record makes way
     tiers.get(controller, "/fleet")
     httpx.delete(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import httpx
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -36,9 +38,13 @@ class ListedFleet(BaseModel):
     workers: tuple[ListedWorker, ...]
 
 
-def controller_client(address: str, token: str) -> httpx.Client:
-    """A client of the controller at `address`, with the cluster token if there is one."""
-    return httpx.Client(base_url=address, headers=bearer_of(token), timeout=5, trust_env=False)
+def operator_client(address: str, token: str) -> httpx.Client:
+    """A client of the tier at `address`, with the cluster token if there is one."""
+    # the context reads SSL_CERT_FILE, which `trust_env=False` would have httpx ignore
+    trusted = ssl.create_default_context()
+    return httpx.Client(
+        base_url=address, headers=bearer_of(token), timeout=5, verify=trusted, trust_env=False
+    )
 
 
 def bearer_of(token: str) -> dict[bytes, bytes]:

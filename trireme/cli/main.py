@@ -11,13 +11,14 @@ from rich.console import Console
 from trireme.cli.bench import bench
 from trireme.cli.chat import ChatSettings, chat
 from trireme.cli.drain import drain
-from trireme.cli.fleet_api import controller_client
+from trireme.cli.fleet_api import operator_client
 from trireme.cli.key import make_key
 from trireme.cli.launch import become
 from trireme.cli.status import show_status
 from trireme.cli.up import up
 from trireme.cli.up_settings import UpSettings
 from trireme.cli.usage import UsageQuery, show_usage
+from trireme.cli.why import show_route
 
 app = typer.Typer(
     name="trireme",
@@ -107,7 +108,7 @@ def status_command(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="again each second")] = False,
 ) -> None:
     """Show the workers that a controller knows: models, state, load."""
-    with controller_client(controller_address, cluster_token) as client:
+    with operator_client(controller_address, cluster_token) as client:
         raise typer.Exit(show_status(client, Console(), as_json=as_json, watch=watch))
 
 
@@ -136,7 +137,7 @@ def drain_command(
     """Have a worker finish what it has, or hand it over, and stop. No request is lost."""
     if now and grace_s is not None:
         raise typer.BadParameter("--now is --grace-s 0: give one of them")
-    with controller_client(controller_address, cluster_token) as client:
+    with operator_client(controller_address, cluster_token) as client:
         code = drain(
             client,
             cluster_token,
@@ -146,6 +147,22 @@ def drain_command(
             timeout_s=timeout_s,
         )
     raise typer.Exit(code)
+
+
+@app.command("why")
+def why_command(
+    request_id: Annotated[str, typer.Argument(help="the answer's x-request-id")],
+    gateway_address: Annotated[
+        str, typer.Option(help="base URL of the gateway")
+    ] = "http://127.0.0.1:8000",
+    cluster_token: Annotated[
+        str, typer.Option(envvar="TRIREME_CLUSTER_TOKEN", help="secret shared by the tiers")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object instead")] = False,
+) -> None:
+    """Show why a request went to its worker, and what came of each attempt."""
+    with operator_client(gateway_address, cluster_token) as client:
+        raise typer.Exit(show_route(client, request_id, Console(), as_json=as_json))
 
 
 @app.command("key")
