@@ -14,6 +14,8 @@ from pathlib import Path
 
 import aiohttp
 
+from tests.chaos.heartbeats import HeartbeatProxy
+from tests.chaos.network import network_between
 from tests.stack.processes import Tier, free_port
 
 SIM_TOKENS = 200
@@ -30,6 +32,8 @@ class Shape:
 
     Attributes:
         streams, plain: clients; None takes what the scale says.
+        heartbeats_by_proxy: workers reach the controllers through proxies that can harm them.
+        first_worker_apart: the first worker is behind a network that can be cut.
     """
 
     controllers: int = 2
@@ -41,6 +45,8 @@ class Shape:
     model: str = "sim"
     streams: int | None = None
     plain: int | None = None
+    heartbeats_by_proxy: bool = False
+    first_worker_apart: bool = False
 
 
 class Program:
@@ -51,6 +57,7 @@ class Program:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.args = args
+        self.prefix: tuple[str, ...] = ()
         self.stopped = False
         self.killed = False
         self.lives = 0
@@ -74,7 +81,9 @@ class Program:
         """A new process on the same port; other flags than before when some are given."""
         self.lives += 1
         log = self._folder / f"{self.tier}-{self.port}-{self.lives}.log"
-        self._process = Tier(self.tier, log, *(args or self.args), port=self.port)
+        self._process = Tier(
+            self.tier, log, *(args or self.args), port=self.port, prefix=self.prefix
+        )
         self.stopped = self.killed = False
 
     def send(self, number: signal.Signals) -> None:
@@ -104,13 +113,28 @@ class Fleet:
         self.controllers = [
             Program("controller", folder, *shape.controller_args) for _ in range(shape.controllers)
         ]
-        at = ("--controller-address", ",".join(one.url for one in self.controllers))
+        urls = [one.url for one in self.controllers]
+        self.proxies = [HeartbeatProxy(url) for url in urls] if shape.heartbeats_by_proxy else []
+        at = ("--controller-address", ",".join(urls))
         self.gateways = [
             Program("gateway", folder, *at, *shape.gateway_args) for _ in range(shape.gateways)
         ]
+        reached = [proxy.url for proxy in self.proxies] or urls
+        to = ("--controller-address", ",".join(reached))
         self.workers = [
-            Program("worker", folder, *at, *shape.worker_args) for _ in range(shape.workers)
+            Program("worker", folder, *to, *shape.worker_args) for _ in range(shape.workers)
         ]
+        self.network = network_between(self.workers[0].port) if shape.first_worker_apart else None
+        if self.network is not None:
+            first = self.workers[0]
+            first.url, first.prefix = self.network.worker_url, self.network.prefix
+            # it still reaches the controllers where it did, or under another address of theirs
+            ports = [one.port for one in self.controllers]
+            at_controllers = ",".join(self.network.controller_url(port) for port in ports)
+            options = ("--controller-address", at_controllers, *self.network.worker_args)
+            first.args = (*options, *shape.worker_args)
+            for controller in self.controllers:
+                controller.args = (*controller.args, *self.network.controller_args)
 
     @property
     def programs(self) -> list[Program]:
@@ -118,6 +142,11 @@ class Fleet:
 
     async def heal(self, timeout_s: float = 60.0) -> None:
         """Start what does not run, continue what stands still, wait until all know of all."""
+        for proxy in self.proxies:
+            await proxy.start()
+        if self.network is not None:
+            await self.network.start()
+            self.network.mend()
         for program in self.programs:
             if program.stopped:
                 program.send(signal.SIGCONT)
@@ -179,10 +208,14 @@ class Fleet:
                     total += float(line.rsplit(" ", 1)[1])
         return total
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End everything at once."""
         for program in reversed(self.programs):
             program.kill()
+        for proxy in self.proxies:
+            await proxy.close()
+        if self.network is not None:
+            await self.network.close()
 
 
 async def until(

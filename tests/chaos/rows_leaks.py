@@ -85,7 +85,7 @@ async def _leak(
                 fleet.http = http
                 await _abused(fleet, chosen, count, result, leave_within_s)
         finally:
-            fleet.close()
+            await fleet.close()
 
 
 async def _abused(

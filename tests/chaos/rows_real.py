@@ -50,7 +50,7 @@ async def kills(scale: Scale, folder: Path, result: Result) -> None:
             if held:
                 result.broken.append(f"{held:g} requests in flight afterwards")
         finally:
-            fleet.close()
+            await fleet.close()
 
 
 async def _two_are_ready(fleet: Fleet) -> None:

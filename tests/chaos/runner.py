@@ -88,7 +88,7 @@ async def _staged(
             async with load:
                 yield fleet, load
         finally:
-            fleet.close()
+            await fleet.close()
 
 
 async def _play_one(row: Row, fleet: Fleet, load: Load, scale: Scale, result: Result) -> None:

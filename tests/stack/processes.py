@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,21 @@ def free_port() -> int:
 
 
 class Tier:
-    """One process of a tier, its output in a file; `port` is a free one unless it is given."""
+    """One process of a tier, its output in a file.
+
+    Args:
+        port: a free one unless it is given.
+        prefix: a command that runs the command behind it, elsewhere perhaps.
+    """
 
     def __init__(
-        self, tier: str, log: Path, *args: str, port: int | None = None, **environment: str
+        self,
+        tier: str,
+        log: Path,
+        *args: str,
+        port: int | None = None,
+        prefix: Sequence[str] = (),
+        **environment: str,
     ) -> None:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -40,7 +51,7 @@ class Tier:
             if not name.startswith(("TRIREME_", "SSL_", "OPENAI_"))
         }
         log.write_bytes(b"")
-        self._command = [sys.executable, "-m", tier, "--port", str(self.port), *args]
+        self._command = [*prefix, sys.executable, "-m", tier, "--port", str(self.port), *args]
         self._environment = kept | environment
         self.start()
 
