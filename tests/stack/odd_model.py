@@ -13,7 +13,7 @@ from worker.demo import demo_model_path
 
 HANG, RAISE, NO_MEMORY, SLOW = 200, 201, 202, 203
 """Token ids. `NO_MEMORY` only stands in the way of steps of several tokens, `SLOW` makes each
-layer of the step take 0.4 s."""
+layer of the step take 0.8 s."""
 LAYERS = 6
 
 CODE = f"""
@@ -32,7 +32,7 @@ class OddEmbedding(torch.nn.Embedding):
             raise KeyError("a token that nobody expected")
         if {NO_MEMORY} in found and ids.numel() > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 8.00 GiB.")
-        OddLayer.pause_s = 0.4 if {SLOW} in found else 0.0
+        OddLayer.pause_s = 0.8 if {SLOW} in found else 0.0
         return super().forward(ids)
 
 

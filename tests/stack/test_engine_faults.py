@@ -16,7 +16,7 @@ import pytest
 from tests.stack import odd_model
 from tests.stack.processes import Stack, Tier, running
 
-STALL_S = 1.5
+STALL_S = 3.0
 RESTARTS = "trireme_engine_restarts_total"
 STREAM: dict[str, Any] = {
     "model": "odd",
