@@ -71,7 +71,7 @@ class Table:
     def acquire(self, owner: bytes) -> int:
         """Where the two numbers are of an id of 16 bytes that are not all 0; they are this
         process' alone until `release`. A new row has zeros."""
-        start = _first_of(owner)
+        start = self._start(owner)
         if self._fd is not None:
             self._lock(self._fd, start)
         place = self._known(owner, start)
@@ -82,18 +82,25 @@ class Table:
             self.numbers[number] = self.numbers[number + 1] = 0.0
         return _number(place)
 
-    def release(self, owner: bytes) -> None:
-        """Let other processes change them."""
+    def release(self, at: int) -> None:
+        """Let other processes change the numbers that are there."""
         if self._fd is not None:
-            fcntl.lockf(self._fd, fcntl.LOCK_UN, _SET_BYTES, _first_of(owner))
+            fcntl.lockf(self._fd, fcntl.LOCK_UN, _SET_BYTES, _set_of(8 * at))
 
     def peek(self, owner: bytes) -> tuple[float, float]:
         """The two numbers, which others may be changing."""
-        place = self._known(owner, _first_of(owner))
+        place = self._known(owner, self._start(owner))
         if place < 0:
             return 0.0, 0.0
         number = _number(place)
         return self.numbers[number], self.numbers[number + 1]
+
+    def _start(self, owner: bytes) -> int:
+        """Where the rows of its hash begin."""
+        place = self._places.get(owner)
+        if place is None:
+            return int.from_bytes(owner[:4], "little") % _SETS * _SET_BYTES
+        return _set_of(place)
 
     def _known(self, owner: bytes, start: int) -> int:
         """Where its row is, -1 for nowhere; other processes may have given it to another id."""
@@ -133,6 +140,6 @@ def _number(place: int) -> int:
     return (place + _ID_BYTES) // 8
 
 
-def _first_of(owner: bytes) -> int:
-    """Where the rows of its hash begin, in bytes."""
-    return int.from_bytes(owner[:4], "little") % _SETS * _SET_BYTES
+def _set_of(place: int) -> int:
+    """Where the set begins that this byte is in; sets are of a power of 2."""
+    return place & -_SET_BYTES

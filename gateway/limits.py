@@ -67,8 +67,8 @@ class Limiter:
                 f"{limits.tokens} tokens a minute. Shorten the prompt, or ask for less."
             )
             raise TriremeError("insufficient_quota", message)
-        owner, now = key.digest[:_ID_BYTES], self._clock()
-        numbers, at = self._table.numbers, self._table.acquire(owner)
+        now = self._clock()
+        numbers, at = self._table.numbers, self._table.acquire(key.digest[:_ID_BYTES])
         try:
             for_requests_s = for_tokens_s = 0.0
             if limits.requests:
@@ -82,7 +82,7 @@ class Limiter:
                     numbers[at + 1] = taken(limits.tokens, numbers[at + 1], tokens, now)
                 return
         finally:
-            self._table.release(owner)
+            self._table.release(at)
         longest_s, name, limit = max(
             (for_requests_s, "requests", limits.requests), (for_tokens_s, "tokens", limits.tokens)
         )
@@ -98,13 +98,12 @@ class Limiter:
         limit = key.limits.tokens
         if not limit or reserved == used:
             return
-        owner = key.digest[:_ID_BYTES]
-        at = 1 + self._table.acquire(owner)
+        numbers, at = self._table.numbers, self._table.acquire(key.digest[:_ID_BYTES])
         try:
-            full_at = self._table.numbers[at]
-            self._table.numbers[at] = taken(limit, full_at, used - reserved, self._clock())
+            full_at = numbers[at + 1]
+            numbers[at + 1] = taken(limit, full_at, used - reserved, self._clock())
         finally:
-            self._table.release(owner)
+            self._table.release(at)
 
     def headers(self, key: ApiKey) -> list[tuple[bytes, bytes]]:
         """`x-ratelimit-*`, as OpenAI has them."""

@@ -85,7 +85,7 @@ def test_what_is_left_fills_with_time_up_to_the_limit() -> None:
 def set_row(table: Table, owner: bytes, first: float, second: float) -> None:
     at = table.acquire(owner)
     table.numbers[at], table.numbers[at + 1] = first, second
-    table.release(owner)
+    table.release(at)
 
 
 def test_a_table_keeps_rows_apart_and_reuses_the_idle_ones() -> None:
@@ -105,8 +105,9 @@ import sys
 from gateway.buckets import Table
 table = Table(int(sys.argv[1]))
 for _ in range(2000):
-    table.numbers[table.acquire(b"0123456789abcdef")] += 1
-    table.release(b"0123456789abcdef")
+    at = table.acquire(b"0123456789abcdef")
+    table.numbers[at] += 1
+    table.release(at)
 """
 
 

@@ -86,7 +86,7 @@ def sums(query: UsageQuery, now: datetime) -> list[dict[str, Any]]:
     path = query.db or default_path()
     if not path.is_file():
         raise UsageError(
-            f"there is no ledger at {path}: a gateway writes it with the first request "
+            f"there is no ledger at {path}: a gateway makes it when it starts "
             "(--usage-db says where)"
         )
     names = ", ".join(f"{GROUPS[name]} AS {name}" for name in query.by)
