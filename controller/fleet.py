@@ -50,7 +50,9 @@ class Fleet:
         )
         self.feed = FleetFeed(self.registry)
         self.followers = Followers(clock())
-        self.metrics = ControllerMetrics(self.registry, self.feed)
+        self.metrics = ControllerMetrics(
+            self.registry, self.feed, lambda: self.followers.count(clock())
+        )
 
     def put(self, record: WorkerRecord, peer: str) -> Verdict:
         """Take a native record that came from the IP address `peer`.

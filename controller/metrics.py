@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry
 from prometheus_client import Counter as CounterSeries
@@ -25,7 +25,7 @@ class ControllerMetrics:
         relays: relayed streams, by how they ended.
     """
 
-    def __init__(self, registry: Registry, feed: FleetFeed) -> None:
+    def __init__(self, registry: Registry, feed: FleetFeed, gateways: Callable[[], int]) -> None:
         self.collected = CollectorRegistry()
         self.records = CounterSeries(
             "trireme_controller_records",
@@ -50,13 +50,14 @@ class ControllerMetrics:
             ["outcome"],
             registry=self.collected,
         )
-        self.collected.register(_Gauges(registry, feed))
+        self.collected.register(_Gauges(registry, feed, gateways))
 
 
 class _Gauges(Collector):
-    def __init__(self, registry: Registry, feed: FleetFeed) -> None:
+    def __init__(self, registry: Registry, feed: FleetFeed, gateways: Callable[[], int]) -> None:
         self._registry = registry
         self._feed = feed
+        self._gateways = gateways
 
     def collect(self) -> Iterator[Metric]:
         entries = self._registry.entries
@@ -81,6 +82,7 @@ class _Gauges(Collector):
                 "1 until a started controller knows its fleet.",
                 warming,
             ),
+            ("gateways", "Gateways that follow the fleet.", self._gateways()),
             ("polls_waiting", "Gateways that wait for a change.", self._feed.waiting),
             ("fleet_version", "Grows with every change of the fleet.", self._registry.version),
         ):

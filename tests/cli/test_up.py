@@ -139,6 +139,23 @@ def test_it_serves_shows_itself_survives_a_crash_and_stops(
     assert logs == ["controller.log", "gateway.log", "worker-1.log", "worker-2.log"]
 
 
+def test_a_drained_worker_is_not_started_again_and_the_last_one_ends_all(
+    start: Callable[..., Up], trireme: Trireme
+) -> None:
+    up = start(*SIM, "--workers", "2")
+    base_url = up.expect(r"Base URL +(\S+)")
+    controller = up.expect(r"trireme status --controller-address (\S+)")
+    workers = re.findall(r"worker-\d +ready at (\S+)", up.text)
+    drained = trireme("drain", workers[0], "--controller-address", controller)
+    assert (drained.returncode, drained.stderr) == (0, "")
+    up.expect(r"worker-\d +was stopped from outside")
+    assert ask(base_url)
+    drained = trireme("drain", workers[1], "--controller-address", controller)
+    assert drained.returncode == 0, drained.stderr
+    assert up.process.wait(40) == 0
+    assert "starting it again" not in up.text
+
+
 def test_nobody_outlives_a_killed_parent(start: Callable[..., Up]) -> None:
     up = start(*SIM, "--verbose")
     up.expect("Trireme serves")
@@ -232,7 +249,7 @@ def test_launchers_pass_flags_and_exit_codes(trireme: Trireme) -> None:
     assert ended.stderr.startswith("python -m controller: --heartbeat-ttl")
 
 
-@pytest.mark.parametrize("command", ["up", "status", "chat"])
+@pytest.mark.parametrize("command", ["up", "status", "drain", "chat"])
 def test_help_never_imports_torch(command: str, command_environment: dict[str, str]) -> None:
     program = (
         "import sys\n"

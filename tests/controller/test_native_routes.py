@@ -305,6 +305,7 @@ def test_a_draining_worker_hears_when_every_gateway_knows_and_who_could_go_on(
     put(client, record("w2", seq=1))
     put(client, record("w3", seq=1, models=[{"name": "m", "digest": "another"}]))
     known = fleet(client, gateway="g")
+    assert "trireme_controller_gateways 1.0" in client.get("/metrics").text
 
     def drained(seq: int) -> HeartbeatAnswer:
         draining = record("w1", seq=seq, state="draining")

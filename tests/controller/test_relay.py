@@ -32,7 +32,7 @@ async def test_a_worker_under_tls_is_trusted_by_ssl_cert_file(
     authority.issue_cert("127.0.0.1").configure_cert(context)
     server = await asyncio.start_server(_answer, "127.0.0.1", 0, ssl=context)
     registry = Registry(ttl_s=5.0, epoch="e", now=0.0, sweep_every_s=1.0)
-    relay = Relay("", ControllerMetrics(registry, FleetFeed(registry)))
+    relay = Relay("", ControllerMetrics(registry, FleetFeed(registry), lambda: 0))
     try:
         port = server.sockets[0].getsockname()[1]
         frames = [frame async for frame in relay.stream(f"https://127.0.0.1:{port}", b"{}")]

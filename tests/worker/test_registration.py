@@ -233,3 +233,17 @@ async def test_a_fastchat_controller_gets_fastchats_registration(
     await until(lambda: "/register_worker" in [path for path, _ in controller.posts[seen:]])
     await registrar.close()
     assert controller.deletes == []
+
+
+async def test_a_fastchat_controller_hears_of_a_drain_as_a_worker_without_models(
+    start_worker: Any, controller: Controller
+) -> None:
+    """Its gateways ask it for each request, so nobody need be waited for."""
+    controller.native = False
+    worker = await start_worker(
+        controller_address=(controller.url,), no_register=False, heartbeat_interval=30
+    )
+    await until(lambda: controller.posts)
+    await asyncio.wait_for(worker.drain(), 1)
+    path, told = controller.posts[-1]
+    assert (path, told["worker_status"]["model_names"]) == ("/register_worker", [])
