@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from contextlib import ExitStack
 from typing import Any
@@ -15,6 +16,7 @@ from gateway.drift import LOOKS, WINDOW_S, DriftWatch, OpenRequests
 from tests.gateway.fakes import MODEL, FakeWorker, record, stack
 
 US = "gateway-1"
+GAUGE = "trireme_gateway_in_flight_drift{"
 
 
 class Clock:
@@ -153,3 +155,42 @@ async def test_the_worker_is_told_whose_requests_they_are(http: aiohttp.ClientSe
         first, second = s.workers[0].requests
         assert first.gateway == second.gateway != ""
         assert s.workers[0].bodies[0][1]["gateway"] == first.gateway
+
+
+async def test_the_gauge_shows_leaked_and_lost_requests(
+    http: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.app.LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("gateway.drift.LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("gateway.drift.WINDOW_S", 0.1)
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "stream": True}
+
+    async def gauge() -> float | None:
+        async with http.get(s.url + "/metrics") as answer:
+            text = await answer.text()
+        found = [one for one in text.splitlines() if one.startswith(GAUGE)]
+        return float(found[0].rpartition(" ")[2]) if found else None
+
+    async def until_gauge(expected: float) -> None:
+        async with asyncio.timeout(5):
+            while await gauge() != expected:  # noqa: ASYNC110 - asked over HTTP
+                await asyncio.sleep(0.02)
+
+    async with stack(FakeWorker("w1", hang_after=2)) as s:
+        [known] = s.controller.workers
+        asked = await http.post(s.url + "/v1/chat/completions", json=body)
+        ours = s.workers[0].requests[0].gateway
+
+        def report(count: int, seq: int) -> None:
+            s.controller.set(known.model_copy(update={"serving": {ours: count}, "seq": seq}))
+
+        report(3, 1)
+        await until_gauge(2)
+        report(0, 2)
+        await until_gauge(-1)
+        report(1, 3)
+        await until_gauge(0)
+        asked.close()
+        await until_gauge(1)
+        report(0, 4)
+        await until_gauge(0)
