@@ -18,10 +18,6 @@ from tests.chaos.heartbeats import HeartbeatProxy
 from tests.chaos.network import network_between
 from tests.stack.processes import Tier, free_port
 
-SIM_TOKENS = 200
-SIM = ("--engine", "sim", "--sim-tokens", str(SIM_TOKENS), "--sim-ttft-ms", "200")
-
-
 TINY = ("--dtype", "float32", "--model-names", "tiny")
 """The embedded demo model on the paged engine."""
 
@@ -39,7 +35,7 @@ class Shape:
     controllers: int = 2
     gateways: int = 2
     workers: int = 3
-    worker_args: tuple[str, ...] = (*SIM, "--sim-itl-ms", "25")
+    worker_args: tuple[str, ...] = ("--engine", "sim")
     gateway_args: tuple[str, ...] = ()
     controller_args: tuple[str, ...] = ()
     model: str = "sim"
@@ -162,9 +158,10 @@ class Fleet:
                 if not program.alive:
                     log = program.process.log.read_text(errors="replace")[-1500:]
                     raise RuntimeError(f"a {program.tier} ended by itself:\n{log}")
-            for gateway in self.gateways:
-                if not await self.answers(gateway, "/readyz"):
+            for program in (*self.workers, *self.gateways):
+                if not await self.answers(program, "/readyz"):
                     return False
+            for gateway in self.gateways:
                 if await self.ready_workers(gateway) != len(self.workers):
                     return False
             # one that was killed a moment ago may still be listed beside its successor

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.chaos.fleet import SIM, Shape
+from tests.chaos.fleet import Shape
 from tests.chaos.rows_workers import RESUMED_S
-from tests.chaos.scene import Promise, Row, Scale, Scene
+from tests.chaos.scene import Promise, Row, Scale, Scene, sim_fleet
 
 SILENCE_S = 10.0
 """The gateway's --silence-timeout-s."""
 
 
-def worker_apart(_scale: Scale) -> Shape:
-    return Shape(worker_args=(*SIM, "--sim-itl-ms", "25"), first_worker_apart=True)
+def worker_apart(scale: Scale) -> Shape:
+    return sim_fleet(scale, first_worker_apart=True)
 
 
 async def cut(scene: Scene) -> None:
@@ -32,8 +32,8 @@ async def cut(scene: Scene) -> None:
     await asyncio.sleep(2 * scene.scale.warm_s)
 
 
-def heartbeats_harmed(_scale: Scale) -> Shape:
-    return Shape(worker_args=(*SIM, "--sim-itl-ms", "25"), heartbeats_by_proxy=True)
+def heartbeats_harmed(scale: Scale) -> Shape:
+    return sim_fleet(scale, heartbeats_by_proxy=True)
 
 
 async def astray(scene: Scene) -> None:

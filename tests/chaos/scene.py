@@ -11,7 +11,7 @@ from typing import Any
 
 import aiohttp
 
-from tests.chaos.fleet import SIM, Fleet, Program, Shape, until
+from tests.chaos.fleet import Fleet, Program, Shape, until
 from tests.chaos.load import Load, Tally
 
 LEFT_A_WORKER = " failed a request: "
@@ -25,6 +25,7 @@ class Scale:
 
     streams: int = 50
     plain: int = 20
+    sim_tokens: int = 200
     warm_s: float = 3.0
     controllers_down_s: float = 60.0
     heartbeats_s: float = 30.0
@@ -39,6 +40,7 @@ class Scale:
 SHORT = Scale(
     streams=16,
     plain=4,
+    sim_tokens=100,
     warm_s=1.5,
     controllers_down_s=7.0,
     heartbeats_s=8.0,
@@ -50,9 +52,10 @@ SHORT = Scale(
 )
 
 
-def sim_fleet(_scale: Scale) -> Shape:
+def sim_fleet(scale: Scale, **fields: Any) -> Shape:
     """Two controllers, two gateways, three simulated workers: five seconds for each answer."""
-    return Shape(worker_args=(*SIM, "--sim-itl-ms", "25"))
+    args = ("--engine", "sim", "--sim-tokens", str(scale.sim_tokens), "--sim-ttft-ms", "200")
+    return Shape(worker_args=(*args, "--sim-itl-ms", "25"), **fields)
 
 
 @dataclass(frozen=True)
