@@ -19,6 +19,7 @@ from typing import Final
 import uvicorn
 from fastapi import FastAPI
 
+from trireme.service.http_head import BoundedHttp
 from trireme.service.settings import EXIT_OK, EXIT_PORT, TierSettings
 
 log = logging.getLogger(__name__)
@@ -160,8 +161,6 @@ def run(
         proxy_headers: whether a proxy on this machine may say by `X-Forwarded-For` whom it serves;
             needed where the peer's address decides something.
     """
-    from trireme.service.http_head import BoundedHttp
-
     config = uvicorn.Config(
         app,
         http=BoundedHttp,
