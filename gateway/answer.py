@@ -111,10 +111,12 @@ class Answer:
 
     async def open(self, prompts: int) -> None:
         """Wait until so many prompts are admitted; what comes before that is kept."""
-        while prompts > 0:
+        admitted: set[int] = set()
+        while len(admitted) < prompts:
             number, events = await anext(self._batches)
             self._opening.append((number, events))
-            prompts -= sum(isinstance(event, Started) for event in events)
+            if any(isinstance(event, Started) for event in events):
+                admitted.add(number)
 
     async def whole(self) -> bytes:
         """The fold of all events, as JSON."""

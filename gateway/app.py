@@ -256,7 +256,9 @@ async def _look_for_ever(drift: DriftWatch, view: FleetView) -> None:
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
         if not view.snapshot.stale:
-            drift.look(view.snapshot.workers.values())
+            unheard = {worker.instance_id for worker in view.suspects()}
+            workers = view.snapshot.workers.items()
+            drift.look(worker for id_, worker in workers if id_ not in unheard)
 
 
 async def _follow_keys(settings: GatewaySettings, keys: KeyRing) -> None:

@@ -163,6 +163,7 @@ class BlockRenderer(ABC):
 
     def __init__(self, *, never_empty: bool = False) -> None:
         self._blocks = Blocks(never_empty=never_empty)
+        self._opened = False
         self._prompt_tokens = 0
         self._done = Done(0, 0)
 
@@ -174,8 +175,10 @@ class BlockRenderer(ABC):
     def chunks(self, prompt: int, event: Event) -> list[bytes]:
         """The server-sent events of an event."""
         if isinstance(event, Started):
+            # the next worker's, where the first had told nothing yet, opens nothing again
+            opened, self._opened = self._opened, True
             self._prompt_tokens = event.prompt_tokens
-            return self._opening()
+            return [] if opened else self._opening()
         return [frame for step in self._steps(event) for frame in self._frames(step)]
 
     @abstractmethod

@@ -25,6 +25,7 @@ from gateway.fleet_view import FleetView
 from gateway.metrics import GatewayMetrics
 from gateway.prefix import Fingerprint, PrefixIndex, fingerprint, prompt_tokens
 from gateway.progress import Progress
+from gateway.retries import Retries, RetryBudget, again, no_worker, too_late
 from gateway.routing import Decision, Group, InFlight, Policy, Query
 from gateway.trail import Attempt, Out, Trail
 from gateway.worker_client import Question, WorkerClient
@@ -43,41 +44,11 @@ from protocol.generation import (
 
 log = logging.getLogger(__name__)
 
-MAX_RETRIES: Final = 2
-MAX_DEATHS: Final = 2
-RETRY_SHARE: Final = 0.2
-RETRY_RESERVE: Final = 10.0
-NO_WORKER_RETRY_S: Final = 1.0
-
 _TRANSPORT_FAILURES: Final = frozenset(
     "worker_unreachable worker_lost worker_timeout engine_dead engine_unavailable".split()
 )
-_DEATHS: Final = frozenset("worker_lost engine_dead".split())
-"""What a request may be the cause of: its worker, or the engine there, ended while it ran."""
-_NOT_THERE: Final = frozenset("worker_unreachable wrong_instance engine_unavailable".split())
-"""No work was done: nobody listens, or somebody else does, or there is no engine just now."""
-_NO_ENGINE: Final = frozenset("engine_dead engine_unavailable".split())
-_ADDS_LOAD: Final = frozenset("overloaded worker_timeout out_of_memory".split())
-"""Failures whose retries make an overload worse; the others are the load of a lost worker."""
-
 _Answer = TypeVar("_Answer")
 _Model = TypeVar("_Model", bound=BaseModel)
-
-
-class RetryBudget:
-    """Retries after an overload: a fifth of the requests, and a small reserve for quiet times."""
-
-    def __init__(self) -> None:
-        self._tokens = RETRY_RESERVE
-
-    def earn(self) -> None:
-        self._tokens = min(self._tokens + RETRY_SHARE, 10 * RETRY_RESERVE)
-
-    def spend(self) -> bool:
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
 
 
 class Dispatcher:
@@ -132,7 +103,7 @@ class Dispatcher:
             return
         if snapshot.synced and not self._view.knows(model, monotonic()):
             raise not_found(model)
-        raise _no_worker(model)
+        raise no_worker(model)
 
     def generate(
         self, progress: Progress, trail: Trail | None = None
@@ -156,8 +127,9 @@ class Dispatcher:
     ) -> EmbedResponse:
         """Vectors from any worker that can; goes to the next when one fails."""
 
-        async def ask(worker: WorkerRecord, left_s: float) -> EmbedResponse:
-            fenced = request.model_copy(update=self._account(worker, request.model))
+        async def ask(worker: WorkerRecord, left_s: float, request_id: str) -> EmbedResponse:
+            told = {**self._account(worker, request.model), "request_id": request_id}
+            fenced = request.model_copy(update=told)
             with self._drift.request(worker):
                 return await self._clients[worker.wire].embed(worker, fenced, left_s)
 
@@ -169,7 +141,7 @@ class Dispatcher:
     ) -> tuple[int, int]:
         """(tokens of the prompt, context length of the model)."""
 
-        async def ask(worker: WorkerRecord, left_s: float) -> tuple[int, int]:
+        async def ask(worker: WorkerRecord, left_s: float, _request_id: str) -> tuple[int, int]:
             fenced = request.model_copy(update=_fence(worker, request.model))
             return await self._clients[worker.wire].count(worker, fenced, left_s)
 
@@ -191,12 +163,13 @@ class Dispatcher:
             tokens: about how many it computes.
         """
 
-        async def ask(worker: WorkerRecord, left_s: float) -> _Model:
+        async def ask(worker: WorkerRecord, left_s: float, request_id: str) -> _Model:
             client = self._clients[worker.wire]
             if not isinstance(request, ScoreRequest):
                 fenced = request.model_copy(update=_fence(worker, request.model))
                 return await client.call(worker, fenced, answer, left_s)
-            scored = request.model_copy(update=self._account(worker, request.model))
+            told = {**self._account(worker, request.model), "request_id": request_id}
+            scored = request.model_copy(update=told)
             with self._drift.request(worker):
                 return await client.call(worker, scored, answer, left_s)
 
@@ -216,11 +189,11 @@ class Dispatcher:
     ) -> AsyncGenerator[list[Event], None]:
         request = progress.request
         begun, limit_s = monotonic(), request.deadline_s
-        retry = _Retry(self._budget, self._metrics, request.model)
+        retry = Retries(self._budget, self._metrics, request.model, progress)
         while self._over is None:
             left_s = limit_s - (monotonic() - begun) if limit_s is not None else None
             if left_s is not None and left_s <= 0:
-                raise _too_late(limit_s)
+                raise too_late(limit_s)
             try:
                 decision, out = self._choose(request, prefix, tokens, retry, progress)
             except TriremeError:
@@ -252,15 +225,15 @@ class Dispatcher:
                     raise TriremeError("worker_lost", "The worker's answer ended early.")
             except TriremeError as error:
                 if self._over is None:
-                    retry.note(worker, error, progress)
-        raise self._over
+                    retry.note(worker, error)
+        raise again(self._over)
 
     def _choose(
         self,
         request: GenerateRequest,
         prefix: Fingerprint,
         tokens: int,
-        retry: _Retry,
+        retry: Retries,
         progress: Progress,
     ) -> tuple[Decision, Sequence[Out]]:
         left = self._candidates(request.model, retry, _capability(request))
@@ -277,7 +250,7 @@ class Dispatcher:
                 message = "The worker failed in the middle of the answer, and no other can go on."
                 raise TriremeError("worker_lost", message) from retry.last
         if not left.group.workers:
-            raise retry.last or _no_worker(request.model)
+            raise retry.nobody()
         matched = self._prefixes.matched_tokens(prefix, left.group.by_id)
         query = Query(left.group, tokens, self.in_flight.unreported, matched)
         return self._policy(query, self._rng), left.out
@@ -290,49 +263,49 @@ class Dispatcher:
         tokens: int,
         capability: Capability | None,
         timeout_s: float,
-        ask: Callable[[WorkerRecord, float], Awaitable[_Answer]],
+        ask: Callable[[WorkerRecord, float, str], Awaitable[_Answer]],
         trail: Trail | None,
         *,
         native: bool = False,
     ) -> _Answer:
         begun = monotonic()
         trail = trail or Trail()
-        retry = _Retry(self._budget, self._metrics, model)
+        retry = Retries(self._budget, self._metrics, model)
         while self._over is None:
             left_s = timeout_s - (monotonic() - begun)
             if left_s <= 0:
-                raise _too_late(timeout_s)
+                raise too_late(timeout_s)
             left = self._candidates(model, retry, capability)
             if native:
                 left.prefer_native()
             if not left.group.workers:
                 if await self._another_fleet(model, retry, left_s):
                     continue
-                raise retry.last or _no_worker(model)
+                raise retry.nobody()
             query = Query(left.group, tokens, self.in_flight.unreported)
             decision = self._policy(query, self._rng)
             worker = decision.chosen.worker
             attempt = trail.attempt(trail.request_id, retry.tries, decision, left.out)
             try:
                 with self._lend(worker, tokens, attempt) as breaker:
-                    answer = await ask(worker, left_s)
+                    answer = await ask(worker, left_s, f"{trail.request_id}.{retry.tries}")
                     breaker.end(False, monotonic())
                     attempt.end("done")
                     return answer
             except TriremeError as error:
                 if self._over is None:
                     retry.note(worker, error)
-        raise self._over
+        raise again(self._over)
 
     # ---- candidates -----------------------------------------------------------------------------
 
-    async def _another_fleet(self, model: str, retry: _Retry, left_s: float | None) -> bool:
+    async def _another_fleet(self, model: str, retry: Retries, left_s: float | None) -> bool:
         """Wait for the next snapshot of the fleet, where one may have an engine that is restarted.
 
         Returns:
             False when there is no such hope, or no time left to wait.
         """
-        if retry.last is None or not self._restarting(model, retry.last):
+        if not retry.waits or not self._restarting(model, retry):
             return False
         now_s = monotonic()
         retry.waits_until_s = retry.waits_until_s or now_s + self._restart_wait_s
@@ -348,15 +321,15 @@ class Dispatcher:
             self._waiting.discard(turn)
         return True
 
-    def _restarting(self, model: str, last: TriremeError) -> bool:
+    def _restarting(self, model: str, retry: Retries) -> bool:
         """Whether a worker of the model has lost its engine and is alive itself."""
         workers = self._view.snapshot.workers.values()
         found = [worker for worker in workers if worker.model(model) is not None]
-        if last.code in _NO_ENGINE and found:
+        if retry.lost_engine and found:
             return True
         return any(worker.state == "failed" for worker in found)
 
-    def _candidates(self, model: str, retry: _Retry, capability: Capability | None) -> Sieve:
+    def _candidates(self, model: str, retry: Retries, capability: Capability | None) -> Sieve:
         """Ready workers that were not tried yet; ejected ones only when there is no other, and
         those that failed a moment ago only when there is none better."""
         able, lacking = self._able(model, capability)
@@ -421,69 +394,6 @@ class Dispatcher:
             self.in_flight.end(ticket)
 
 
-class _Retry:
-    """What went wrong with one request so far, and whether it may go on."""
-
-    def __init__(self, budget: RetryBudget, metrics: GatewayMetrics, model: str) -> None:
-        self.tries = self._uncounted = 0
-        self.waits_until_s = 0.0
-        self.last: TriremeError | None = None
-        self._tried: dict[str, int] = {}
-        self._wait_s: float | None = None
-        self._deaths = 0
-        self._budget = budget
-        self._metrics = metrics
-        self._model = model
-        budget.earn()
-
-    def tried(self, group: Group) -> list[str]:
-        """Workers of the group that had the request; not those with a new engine since."""
-        found = group.by_id
-        return [
-            id_
-            for id_, at in self._tried.items()
-            if id_ in found and found[id_].engine_starts <= at
-        ]
-
-    def note(
-        self, worker: WorkerRecord, error: TriremeError, progress: Progress | None = None
-    ) -> None:
-        """Return when the request may go to another worker, else raise what the client gets."""
-        delivered = progress is not None and progress.delivered
-        resumable = worker.wire == "native" and progress is not None and progress.resumable
-        self._tried[worker.instance_id] = worker.engine_starts
-        self.tries += 1
-        # a worker that drains is no failure, and an answer that was begun goes on wherever it can,
-        # however many workers are not there any more; each is asked once
-        self._uncounted += error.code == "draining" or (delivered and error.code in _NOT_THERE)
-        if error.code == "overloaded":
-            # there is room again as soon as one of them has some
-            waits = (self._wait_s, error.retry_after_s)
-            self._wait_s = min((one for one in waits if one is not None), default=None)
-            error.retry_after_s = self._wait_s
-        self.last = error
-        # not the message: it may repeat what the client sent
-        log.info("worker %s failed a request: %s", worker.short_id, error.code)
-        self._deaths += error.code in _DEATHS
-        if not error.spec.retryable:
-            raise error
-        if delivered and not resumable:
-            message = "The worker failed in the middle of the answer, and none can go on with it."
-            raise TriremeError("worker_lost", message)
-        if self._deaths >= MAX_DEATHS:
-            message = "Two workers died while they served this request; it is not tried again."
-            raise TriremeError("request_quarantined", message) from error
-        if self.tries - self._uncounted > MAX_RETRIES:
-            raise error
-        if error.code in _ADDS_LOAD and not self._budget.spend():
-            raise error
-        self._metrics.retried(self._model, error.code, resumed=delivered)
-
-
-def _too_late(limit_s: float | None) -> TriremeError:
-    return TriremeError("deadline_exceeded", f"The request was not finished within {limit_s:g} s.")
-
-
 def _fence(worker: WorkerRecord, model: str) -> dict[str, str | None]:
     """Whom a request is meant for."""
     if worker.wire != "native":
@@ -509,8 +419,3 @@ def not_found(model: str) -> TriremeError:
     """Nobody serves the model, or nobody does for this caller."""
     message = f"The model `{quoted(model)}` does not exist or you do not have access to it."
     return TriremeError("model_not_found", message, param="model")
-
-
-def _no_worker(model: str) -> TriremeError:
-    message = f"No worker serves the model `{quoted(model)}` right now."
-    return TriremeError("no_worker", message, retry_after_s=NO_WORKER_RETRY_S)

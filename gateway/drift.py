@@ -6,7 +6,7 @@ report came until a second after it must be in it, and one that was open at no t
 not be. What lies outside of these bounds is drift: a request that the worker never gave back (above
 0), or one that it does not know of (below 0). A report grows old when its worker cannot reach a
 controller, or this process was frozen; so drift is shown when `LOOKS` looks in a row, one a second,
-agree: for longer than a lease.
+agree: for longer than a lease, after which such a worker is no measure any more.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class DriftWatch:
             watched.open.end(number, self._clock())
 
     def look(self, workers: Iterable[WorkerRecord]) -> None:
-        """Compare with what the fleet's workers reported last."""
+        """Compare with what these workers reported last: those that controllers hear from."""
         now_s = self._clock()
         counting = {worker.instance_id: worker for worker in workers if worker.serving is not None}
         for instance_id in self._by_id.keys() - counting.keys():

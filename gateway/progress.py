@@ -92,7 +92,7 @@ class Progress:
         if started is None:
             return request
         if not self.delivered:
-            return request
+            return request.model_copy(update={"admitted": True})
         # what was told of the prompt and of the tokens goes with this seed
         sampling = request.sampling.model_copy(update={"seed": started.seed})
         resume = None
@@ -101,14 +101,15 @@ class Progress:
                 Begun(ids=self._ids.get(index, []), ended=index in self._ended)
                 for index in range(sampling.n)
             ]
-        return request.model_copy(update={"sampling": sampling, "resume": resume})
+        return request.model_copy(update={"sampling": sampling, "resume": resume, "admitted": True})
 
     def take(self, events: list[Event]) -> list[Event]:
         """Those of a worker's events that are to be passed on."""
         passed: list[Event] = []
         for event in events:
             if isinstance(event, Started):
-                if self._started is None:
+                # until something was told, it is the last one's word that counts
+                if not self.delivered:
                     self._started = event
                     passed.append(event)
             elif isinstance(event, Prompt):

@@ -136,13 +136,18 @@ class Renderer(ABC):
 
     def chunks(self, prompt: int, event: Event) -> list[bytes]:
         """The server-sent events of an event; some have none."""
+        opened = prompt in self._started
         self._note(prompt, event)
         if isinstance(event, Started):
-            return [
-                self._frame(choice)
-                for index in self._indexes(prompt)
-                for choice in self._openings(index)
-            ]
+            return (
+                []
+                if opened
+                else [
+                    self._frame(choice)
+                    for index in self._indexes(prompt)
+                    for choice in self._openings(index)
+                ]
+            )
         if isinstance(event, Prompt):
             return [
                 self._frame(self._piece(index, text, logprobs, None))

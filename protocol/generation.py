@@ -172,6 +172,8 @@ class GenerateRequest(_Wire):
         resume: the choices as another worker left them, to go on from there: deltas begin behind
             these tokens. `sampling.seed` is then the one that `Started` told, so that the tokens
             are those that the other worker would have given. When all have ended only `Done` comes.
+        admitted: whether a worker has taken it in before, so that a full queue is no reason to
+            turn it away.
         instance_id, digest: fencing; when given and not the worker's own, `wrong_instance`.
         gateway: whose request it is; not counted when empty.
     """
@@ -201,6 +203,7 @@ class GenerateRequest(_Wire):
     priority: int = 0
     whole: bool = False
     resume: list[Begun] | None = None
+    admitted: bool = False
     instance_id: str | None = None
     digest: str | None = None
     gateway: GatewayId = ""

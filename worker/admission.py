@@ -104,12 +104,22 @@ class Admission:
         """Requests that run at once, at most."""
         return self._capacity
 
-    def enter(self, tokens: int, sequences: int = 1, priority: int = 0, tenant: str = "") -> Ticket:
+    def enter(
+        self,
+        tokens: int,
+        sequences: int = 1,
+        priority: int = 0,
+        tenant: str = "",
+        *,
+        admitted: bool = False,
+    ) -> Ticket:
         """Take a place.
 
         Args:
             tokens: the prompt's. sequences: choices. priority: lower goes first.
             tenant: those who ask are served fairly.
+            admitted: whether it had its place at another worker, which keeps it in every queue:
+                there are never more of these than that worker could have.
 
         Raises:
             TriremeError: `overloaded`, with the seconds after which a place should be free.
@@ -119,7 +129,7 @@ class Admission:
         too_many = self._present > 0 and beyond > spare * self._max_requests
         waiting_tokens = self._waiting_tokens
         too_long = waiting_tokens > 0 and waiting_tokens + tokens > spare * self._max_tokens
-        if too_many or too_long:
+        if (too_many or too_long) and not admitted:
             raise TriremeError(
                 "overloaded",
                 "The worker's queue is full. Please retry later.",

@@ -111,7 +111,11 @@ class Service:
             begun = request.resume or ()
             num_tokens = len(prompt.ids) + sum(len(choice.ids) for choice in begun)
             place = ready.admission.enter(
-                num_tokens, request.sampling.num_sequences, request.priority, request.tenant
+                num_tokens,
+                request.sampling.num_sequences,
+                request.priority,
+                request.tenant,
+                admitted=request.admitted,
             )
             with place as ticket:
                 started = Started(

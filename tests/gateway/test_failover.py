@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -13,7 +14,8 @@ import pytest
 
 from protocol.errors import TriremeError
 from protocol.fleet import Load
-from tests.gateway.fakes import MODEL, WORDS, FakeWorker, Stack, stack, until
+from protocol.generation import Started
+from tests.gateway.fakes import MODEL, WORDS, FakeWorker, Stack, scripted, stack, until
 
 TEXT = "".join(WORDS)
 HELLO: list[Any] = [{"role": "user", "content": "hi"}]
@@ -367,8 +369,6 @@ async def test_requests_go_on_with_every_controller_dead(http: aiohttp.ClientSes
 
 
 async def test_an_answer_with_a_gap_is_not_passed_on(http: aiohttp.ClientSession) -> None:
-    from tests.gateway.fakes import scripted
-
     worker = FakeWorker(script=lambda request, name: [
         event for i, event in enumerate(scripted(request, name)) if i != 3
     ])  # fmt: skip
@@ -471,3 +471,64 @@ async def test_a_stream_that_draining_workers_hand_over_is_no_failure(
         states = [line for line in lines if line.startswith("trireme_gateway_worker_breaker_state")]
         assert states
         assert all(line.endswith(" 0.0") for line in states)
+
+
+async def test_all_streams_of_a_worker_that_falls_silent_go_on(http: aiohttp.ClientSession) -> None:
+    """They have their places: the budget of retries after overloads is not theirs."""
+    silent = FakeWorker("w1", hang_after=3)
+    async with stack(silent, FakeWorker("w2"), silence_timeout_s=0.3) as s:
+        answers = await asyncio.gather(*(ask(http, s, stream=True) for _ in range(120)))
+        assert len(silent.requests) > 40
+        assert {(text_of(events), events[-1]) for _, events in answers} == {(TEXT, b"[DONE]")}
+
+
+async def test_a_request_that_was_admitted_says_so_to_the_next_worker(
+    http: aiohttp.ClientSession,
+) -> None:
+    async with stack(FakeWorker("w1", die_after=1), FakeWorker("w2", die_after=0)) as s:
+        await ask(http, s)
+        asked = [request.admitted for worker in s.workers for request in worker.requests]
+        assert sorted(asked) in ([False, True], [False, False])
+        while not any(asked):
+            await ask(http, s)
+            asked = [request.admitted for worker in s.workers for request in worker.requests]
+
+
+async def test_no_room_is_said_at_once_beside_a_worker_that_has_failed(
+    http: aiohttp.ClientSession,
+) -> None:
+    async with stack(FakeWorker("w1"), FakeWorker("w2", refuse=OVERLOADED)) as s:
+        first, second = s.controller.workers
+        s.controller.set(first.model_copy(update={"state": "failed"}), second)
+        view = s.app.state.gateway.view
+        await until(lambda: view.snapshot.workers["w1"].state == "failed")
+        begun = time.monotonic()
+        statuses = [(await ask(http, s))[0] for _ in range(10)]
+        assert statuses == [503] * 10
+        assert time.monotonic() - begun < 2
+
+
+async def test_until_something_is_told_the_last_worker_speaks_for_the_answer(
+    http: aiohttp.ClientSession,
+) -> None:
+    async with stack(FakeWorker("w1", die_after=1), FakeWorker("w2")) as s:
+        s.workers[1].script = lambda request, name: [
+            replace(event, digest="e" * 64, seed=222) if isinstance(event, Started) else event
+            for event in scripted(request, name)
+        ]
+        while not s.workers[0].requests:
+            _, events = await ask(http, s, stream=True)
+        chunks = events[:-1]
+        assert text_of(events) == TEXT
+        assert sum("role" in one["choices"][0]["delta"] for one in chunks) == 1
+        assert chunks[-1]["system_fingerprint"] == "fp_" + "e" * 12
+
+
+async def test_a_lone_worker_that_was_reborn_is_no_421(http: aiohttp.ClientSession) -> None:
+    reborn = FakeWorker("w1", refuse=TriremeError("wrong_instance", "another"))
+    async with (
+        stack(reborn) as s,
+        http.post(s.url + "/v1/chat/completions", json=BODY) as answer,
+    ):
+        assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+        assert (await answer.json())["error"]["code"] == "no_worker"

@@ -34,11 +34,16 @@ def test_before_anything_the_request_is_sent_as_it_is() -> None:
     assert not progress.delivered
 
 
-def test_a_request_of_which_nothing_was_told_begins_anew_and_says_so_once() -> None:
+def test_a_request_of_which_nothing_was_told_begins_anew() -> None:
+    """It keeps its place, and the next worker's word counts."""
     progress = taken(STARTED)
-    assert progress.attempt() is REQUEST
+    assert progress.attempt() == REQUEST.model_copy(update={"admitted": True})
     assert progress.can_go_on(None), "any worker may begin"
-    assert progress.take([Started(3, "w2", "d2", seed=7)]) == []
+    second = Started(4, "w2", "d2", seed=8)
+    assert progress.take([second, Delta(0, 0, [5], "a")]) == [second, Delta(0, 0, [5], "a")]
+    assert progress.take([Started(4, "w3", "d2", seed=9)]) == []
+    assert progress.attempt().sampling.seed == 8
+    assert progress.tokens.prompt_tokens == 4
 
 
 def test_the_next_worker_gets_the_tokens_so_far() -> None:

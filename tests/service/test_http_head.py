@@ -23,6 +23,7 @@ class Served:
     def __init__(self, port: int) -> None:
         self.port = port
         self.requests: list[str] = []
+        self.reads_bodies = True
 
     async def exchange(self, *pieces: bytes, timeout_s: float = 5.0) -> bytes:
         """All that comes back until the server closes the connection."""
@@ -48,7 +49,8 @@ async def served() -> AsyncIterator[Served]:
 
     @app.middleware("http")
     async def count(request, call_next):  # type: ignore[no-untyped-def]
-        made.requests.append(f"{request.method} {request.url.path} {await request.body()!r}")
+        body = await request.body() if made.reads_bodies else b""
+        made.requests.append(f"{request.method} {request.url.path} {body!r}")
         return await call_next(request)
 
     config = uvicorn.Config(app, http=BoundedHttp, ws="none", log_config=None, lifespan="off")
@@ -115,6 +117,36 @@ async def test_a_head_that_does_not_come_closes_its_connection(
     assert await served.exchange(b"GET / HTTP/1.1\r\nhost:", timeout_s=3) == b""
     second = await served.exchange(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"GET /", timeout_s=3)
     assert second.count(b"HTTP/1.1 404") == 1, "the first is answered, the second is late"
+
+
+@pytest.mark.parametrize("stray", [b"\r\n", b"G", b"\r\n\r\n"])
+async def test_stray_bytes_hold_no_connection(
+    served: Served, monkeypatch: pytest.MonkeyPatch, stray: bytes
+) -> None:
+    """After an answer they end the server's own timer for idle connections."""
+    monkeypatch.setattr(http_head, "HEAD_TIMEOUT_S", 0.3)
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    await reader.readuntil(b"}")
+    writer.write(stray)
+    async with asyncio.timeout(3):
+        assert await reader.read() == b""
+    writer.close()
+
+
+async def test_a_body_that_nobody_waits_for_holds_no_connection(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The app has answered before it came, as it does without a key."""
+    monkeypatch.setattr(http_head, "HEAD_TIMEOUT_S", 0.3)
+    served.reads_bodies = False
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+    await reader.readuntil(b"}")
+    writer.write(b"x")
+    async with asyncio.timeout(3):
+        assert await reader.read() == b""
+    writer.close()
 
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n"

@@ -178,3 +178,13 @@ async def test_one_that_is_called_and_cancelled_at_once_frees_its_turn() -> None
     with made.enter(1) as ticket:
         async with asyncio.timeout(1):
             await ticket.wait_turn()
+
+
+def test_one_that_had_its_place_elsewhere_is_not_turned_away() -> None:
+    made = admission()
+    for _ in range(4):
+        made.enter(1)
+    with pytest.raises(TriremeError):
+        made.enter(1)
+    with made.enter(99, admitted=True), pytest.raises(TriremeError):
+        made.enter(1)

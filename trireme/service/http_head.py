@@ -41,7 +41,9 @@ class BoundedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._pending_bytes += len(data)
         super().data_received(data)
-        if self._in_head and self._late is None:
+        # bytes that belong to no request end the server's own timer of idle connections
+        idle = self.cycle is None or self.cycle.response_complete
+        if (self._in_head or idle) and self._late is None:
             self._watch()
         if self._pending_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.transport.write(_TOO_LARGE)

@@ -1,0 +1,159 @@
+"""What a request may do after a failure: go elsewhere, wait, or end. Pure: no I/O, no clock."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from gateway.metrics import GatewayMetrics
+from gateway.progress import Progress
+from gateway.routing import Group
+from protocol.errors import TriremeError, quoted
+from protocol.fleet import WorkerRecord
+
+log = logging.getLogger(__name__)
+
+MAX_RETRIES: Final = 2
+MAX_DEATHS: Final = 2
+RETRY_SHARE: Final = 0.2
+RETRY_RESERVE: Final = 10.0
+NO_WORKER_RETRY_S: Final = 1.0
+
+_DEATHS: Final = frozenset("worker_lost engine_dead".split())
+"""What a request may be the cause of: its worker, or the engine there, ended while it ran."""
+_NOT_THERE: Final = frozenset("worker_unreachable wrong_instance engine_unavailable".split())
+"""No work was done: nobody listens, or somebody else does, or there is no engine just now."""
+_NO_ENGINE: Final = frozenset("engine_dead engine_unavailable".split())
+_ADDS_LOAD: Final = frozenset("overloaded worker_timeout out_of_memory".split())
+"""Failures whose retries make an overload worse; the others are the load of a lost worker."""
+
+
+class RetryBudget:
+    """Retries after an overload: a fifth of the requests, and a small reserve for quiet times."""
+
+    def __init__(self) -> None:
+        self._tokens = RETRY_RESERVE
+
+    def earn(self) -> None:
+        self._tokens = min(self._tokens + RETRY_SHARE, 10 * RETRY_RESERVE)
+
+    def spend(self) -> bool:
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Retries:
+    """What went wrong with one request so far, and whether it may go on.
+
+    Attributes:
+        tries: how many workers had it.
+        last: the last failure.
+        waits_until_s: monotonic; set by who waits for a worker, 0 before.
+    """
+
+    def __init__(
+        self,
+        budget: RetryBudget,
+        metrics: GatewayMetrics,
+        model: str,
+        progress: Progress | None = None,
+    ) -> None:
+        self.tries = 0
+        self.last: TriremeError | None = None
+        self.waits_until_s = 0.0
+        self._uncounted = 0
+        self._deaths = 0
+        self._tried: dict[str, int] = {}
+        self._wait_s: float | None = None
+        self._budget = budget
+        self._metrics = metrics
+        self._model = model
+        self._progress = progress
+        budget.earn()
+
+    @property
+    def admitted(self) -> bool:
+        """Whether a worker has taken it in: it has a place, which it keeps wherever it goes."""
+        return self._progress is not None and self._progress.started
+
+    @property
+    def waits(self) -> bool:
+        """Whether it may wait for an engine that is started again: it lost its own, or its place.
+
+        One that nobody has taken in yet is told at once that there is no room.
+        """
+        return self.last is not None and (self.admitted or self.lost_engine)
+
+    @property
+    def lost_engine(self) -> bool:
+        """Whether the last worker lives, without an engine."""
+        return self.last is not None and self.last.code in _NO_ENGINE
+
+    def tried(self, group: Group) -> list[str]:
+        """Workers of the group that had the request; not those with a new engine since."""
+        found = group.by_id
+        return [
+            id_
+            for id_, at in self._tried.items()
+            if id_ in found and found[id_].engine_starts <= at
+        ]
+
+    def nobody(self) -> TriremeError:
+        """What the client gets when no worker is left to ask."""
+        if self.last is None or self.last.code == "wrong_instance":
+            return no_worker(self._model)
+        return self.last
+
+    def note(self, worker: WorkerRecord, error: TriremeError) -> None:
+        """Return when the request may go to another worker, else raise what the client gets."""
+        delivered = self._progress is not None and self._progress.delivered
+        self._tried[worker.instance_id] = worker.engine_starts
+        self.tries += 1
+        # a worker that drains is no failure, and an answer that was begun goes on wherever it can,
+        # however many workers are not there any more; each is asked once
+        self._uncounted += error.code == "draining" or (delivered and error.code in _NOT_THERE)
+        if error.code == "overloaded":
+            # there is room again as soon as one of them has some
+            waits = (self._wait_s, error.retry_after_s)
+            self._wait_s = min((one for one in waits if one is not None), default=None)
+            error.retry_after_s = self._wait_s
+        self.last = error
+        # not the message: it may repeat what the client sent
+        log.info("worker %s failed a request: %s", worker.short_id, error.code)
+        self._deaths += error.code in _DEATHS
+        if not error.spec.retryable:
+            raise error
+        if delivered and not self._resumable(worker):
+            message = "The worker failed in the middle of the answer, and none can go on with it."
+            raise TriremeError("worker_lost", message)
+        if self._deaths >= MAX_DEATHS:
+            message = "Two workers died while they served this request; it is not tried again."
+            raise TriremeError("request_quarantined", message) from error
+        if self.tries - self._uncounted > MAX_RETRIES:
+            raise error
+        # what was taken in is no new load: it goes on elsewhere in place of where it was
+        if error.code in _ADDS_LOAD and not self.admitted and not self._budget.spend():
+            raise error
+        self._metrics.retried(self._model, error.code, resumed=delivered)
+
+    def _resumable(self, worker: WorkerRecord) -> bool:
+        return worker.wire == "native" and self._progress is not None and self._progress.resumable
+
+
+def no_worker(model: str) -> TriremeError:
+    """For a model that is known, and that nobody serves now."""
+    message = f"No worker serves the model `{quoted(model)}` right now."
+    return TriremeError("no_worker", message, retry_after_s=NO_WORKER_RETRY_S)
+
+
+def too_late(limit_s: float | None) -> TriremeError:
+    return TriremeError("deadline_exceeded", f"The request was not finished within {limit_s:g} s.")
+
+
+def again(error: TriremeError) -> TriremeError:
+    """One of its own for each request that fails so: a raised exception grows by its traceback."""
+    return TriremeError(
+        error.code, error.message, param=error.param, retry_after_s=error.retry_after_s
+    )
