@@ -91,6 +91,7 @@ class Worker(Process):
         self.said_goodbye = False
         self.heard: dict[str, float] = {}
         self.gaps: dict[str, float] = {}
+        self.contested_at = -AFTERMATH_S
         for controller in list(world.controllers):
             self.every(BEAT_S, lambda name=controller: self.beat(name))
 
@@ -158,8 +159,8 @@ class Controller(Process):
         verdict = self.registry.put(record, self.world.now)
         worker.heard[self.name] = self.awake_s
         victim = self.world.at_address(record.address)
-        if verdict.outcome == "joined" and victim not in (None, worker):
-            victim.gaps[self.name] = self.world.now  # a dead process's last words displace it
+        if verdict.accepted and victim not in (None, worker):
+            victim.contested_at = self.world.now  # by the last words of a dead process
         self.publish()
         return verdict
 
@@ -276,7 +277,12 @@ class Gateway(Process):
         self.had = {name: (one.incarnation, one.seq) for name, one in workers.items()}
 
     def check_removal(self, worker: Worker) -> None:
-        """Most of the controllers that it follows have missed heartbeats of that worker."""
+        """Most of the controllers that it follows have missed heartbeats of that worker.
+
+        Late heartbeats of the process that had its address before may displace it for a moment.
+        """
+        if self.world.now - worker.contested_at < AFTERMATH_S:
+            return
         told = {name for name, one in self.last.items() if one is not None and one.complete}
         missed = {
             name for name in told if self.world.now - worker.gaps.get(name, 0.0) < AFTERMATH_S
