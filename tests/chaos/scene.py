@@ -32,6 +32,7 @@ class Scale:
     disconnects: int = 40
     stopped_readers: int = 20
     kills: int = 100
+    pool: int = 4
     aborts: int = 10_000
     real_aborts: int = 500
     slack: float = 1.0
