@@ -56,7 +56,9 @@ SHORT = Scale(
 def sim_fleet(scale: Scale, **fields: Any) -> Shape:
     """Two controllers, two gateways, three simulated workers: five seconds for each answer."""
     args = ("--engine", "sim", "--sim-tokens", str(scale.sim_tokens), "--sim-ttft-ms", "200")
-    return Shape(worker_args=(*args, "--sim-itl-ms", "25"), **fields)
+    # more than the balancer's check takes, as docs/operations.md has it
+    delay = ("--drain-delay-s", "2")
+    return Shape(worker_args=(*args, "--sim-itl-ms", "25"), gateway_args=delay, **fields)
 
 
 @dataclass(frozen=True)
