@@ -15,7 +15,7 @@ PIP_TORCH := $(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 SOURCES := protocol controller worker gateway trireme tests benchmarks docs
 
 .DEFAULT_GOAL := help
-.PHONY: help up test check fmt bench constraints clean
+.PHONY: help up test check fmt bench chaos constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 20
@@ -41,6 +41,9 @@ fmt: $(VENV)/.installed-dev ## format the code and repair what can be repaired
 
 bench: $(VENV)/.installed-bench ## measure tokens/s and latency (ARGS='--help' for the options)
 	@$(BIN)/trireme bench $(ARGS)
+
+chaos: $(VENV)/.installed-dev ## kill, stop and cut everything under load; minutes (ARGS='--list' tells what)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m tests.chaos $(ARGS)
 
 constraints: $(VENV)/.installed-dev ## write constraints.txt anew from what is installed
 	@$(PIP) -e '.[worker,quant,dev]'

@@ -195,10 +195,10 @@ async def offer(
     cores = {tier: (busy[tier] + cpu_s(pids)) / lasted_s for tier, pids in roots.items()}
     cores["client"] -= sum(one for tier, one in cores.items() if tier != "client")  # its children
     opens, closes = begun + RAMP_S, begun + RAMP_S + seconds
-    return _level(factor, rate, seen, (opens, closes), plan, memory.found, cores)
+    return level_of(factor, rate, seen, (opens, closes), plan, memory.found, cores)
 
 
-def _level(
+def level_of(
     factor: float,
     rate: float,
     seen: list[Seen],
@@ -207,6 +207,9 @@ def _level(
     memory: dict[str, tuple[float, float]],
     cores: dict[str, float],
 ) -> Level:
+    """What the requests of one level make together; those that were due before `window` opens, or
+    ended outside of it, do not count as goodput. Pure.
+    """
     opens, closes = window
     good = [one for one in seen if one.done and one.whole_s <= plan.deadline_s]
     counted = [one for one in good if opens <= one.due_s + one.whole_s < closes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import tempfile
 from dataclasses import replace
@@ -42,7 +43,11 @@ def main(
     scale = replace(SHORT if short else Scale(), slack=slack)
     folder = logs or Path(tempfile.mkdtemp(prefix="trireme-chaos-"))
     console.print(f"{len(rows)} rows; the tiers' logs are in {folder}", markup=False)
+    load_before = os.getloadavg()[0]
     results = asyncio.run(_all(rows, scale, folder, console))
+    load_after = os.getloadavg()[0]
+    loads = f"load average {load_before:.1f} before, {load_after:.1f} after"
+    console.print(f"{os.cpu_count()} cores, {loads}")
     wide = Console(highlight=False, width=max(console.width, 180))
     wide.print(report.table(results))
     if json_file is not None:

@@ -12,7 +12,8 @@ import contextlib
 import os
 import socket
 import subprocess
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 from tests.stack.processes import free_port
 
@@ -125,6 +126,7 @@ class Proxy:
         self._flows = asyncio.Event()
         self._flows.set()
         self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self._fillers: list[socket.socket] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -139,11 +141,13 @@ class Proxy:
             self._listener.bind(("127.0.0.1", self._port))
             self._listener.listen(1)
             self._listener.setblocking(False)
-            self._keep(self._accept(self._listener))
+            self._accepting = self._keep(self._accept(self._listener))
 
     def cut(self) -> None:
         """A full backlog makes the kernel drop what tries to connect."""
         self._flows.clear()
+        if self._accepting is not None:
+            self._accepting.cancel()
         for _ in range(4):
             filler = socket.socket()
             filler.setblocking(False)
@@ -151,43 +155,54 @@ class Proxy:
             self._fillers.append(filler)
 
     def mend(self) -> None:
+        if self._flows.is_set():
+            return
         for filler in self._fillers:
             filler.close()
         self._fillers.clear()
         self._flows.set()
+        if self._listener is not None and self._accepting is not None:
+            self._accepting = self._keep(self._accept(self._listener))
 
     async def close(self) -> None:
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for filler in self._fillers:
+            filler.close()
         if self._listener is not None:
             self._listener.close()
 
-    def _keep(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._flows.wait()
             client, _ = await loop.sock_accept(listener)
             self._keep(self._carry(client))
 
     async def _carry(self, client: socket.socket) -> None:
-        near = await asyncio.open_connection(sock=client)
+        reader, writer = await asyncio.open_connection(sock=client)
+        writers, pumps = [writer], []
         try:
-            far = await asyncio.open_connection("127.0.0.1", self._worker_port)
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._worker_port)
+            writers.append(far_writer)
+            ways = (self._pump(reader, far_writer), self._pump(far_reader, writer))
+            pumps = [asyncio.create_task(way) for way in ways]
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            await self._flows.wait()  # the end of a connection is dropped too
         except OSError:
-            near[1].transport.abort()
-            return
-        ways = [self._pump(near[0], far[1]), self._pump(far[0], near[1])]
-        await asyncio.wait(
-            [asyncio.ensure_future(way) for way in ways], return_when="FIRST_COMPLETED"
-        )
-        await self._flows.wait()  # the end of a connection is dropped too
-        for _, writer in (near, far):
-            writer.transport.abort()
+            pass  # no worker is there: the end of this connection says so
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            for one in writers:
+                one.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):

@@ -46,16 +46,7 @@ class Held:
 
 
 async def simulated(scale: Scale, folder: Path, result: Result) -> None:
-    args = (
-        "--engine",
-        "sim",
-        "--sim-itl-ms",
-        "3",
-        "--sim-ttft-ms",
-        "10",
-        "--sim-max-running",
-        "24",
-    )
+    args = tuple("--engine sim --sim-itl-ms 3 --sim-ttft-ms 10 --sim-max-running 24".split())
     chosen = kinds("sim", 32768, grammars=False)
     await _leak(args, chosen, scale.aborts, folder, result, leave_within_s=0.15)
 
@@ -76,16 +67,13 @@ async def _leak(
     leave_within_s: float,
 ) -> None:
     shape = Shape(controllers=1, gateways=1, workers=1, worker_args=args)
-    async with aiohttp.ClientSession() as http:
+    # what this program itself keeps open does not count
+    connector = aiohttp.TCPConnector(force_close=True)
+    async with aiohttp.ClientSession(connector=connector) as http:
         fleet = Fleet(shape, folder, http)
         try:
             await fleet.heal(120.0)
-            await http.close()  # what this program itself keeps open does not count
-            async with aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(force_close=True)
-            ) as http:
-                fleet.http = http
-                await _abused(fleet, chosen, count, result, leave_within_s)
+            await _abused(fleet, chosen, count, result, leave_within_s)
         finally:
             await fleet.close()
 

@@ -15,9 +15,9 @@ from tests.chaos.load import ask_and_compare, undisturbed
 from tests.chaos.questions import Answer, Question, questions
 from tests.chaos.scene import WENT_ELSEWHERE, Alone, Promise, Result, Row, Scale, Scene
 
-POOL = 4
 AT_ONCE = 8
 FOUND_S = 12.0
+ENGINE_GONE_S = 0.5
 
 
 async def kills(scale: Scale, folder: Path, result: Result) -> None:
@@ -25,12 +25,12 @@ async def kills(scale: Scale, folder: Path, result: Result) -> None:
 
     A kill counts when it hit an answer. Killed workers load again while the others serve.
     """
-    shape = Shape(controllers=1, gateways=1, workers=POOL, worker_args=TINY, model="tiny")
+    shape = Shape(controllers=1, gateways=1, workers=scale.pool, worker_args=TINY, model="tiny")
     rng = random.Random(5)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
         fleet = Fleet(shape, folder, http)
         try:
-            await fleet.heal(120.0)
+            await fleet.heal(200.0)
             gateway = fleet.gateways[0]
             asked = questions("tiny")
             whole = {}
@@ -41,7 +41,7 @@ async def kills(scale: Scale, folder: Path, result: Result) -> None:
                 await _two_are_ready(fleet)
                 tried += 1
                 before = await fleet.metric([gateway], *WENT_ELSEWHERE)
-                await _round(fleet, rng, asked, whole, result, restart=scale.kills >= POOL)
+                await _round(fleet, rng, asked, whole, result, restart=scale.kills >= scale.pool)
                 hit = await fleet.metric([gateway], *WENT_ELSEWHERE) - before
                 counted += hit > 0
                 answers += int(hit)
@@ -144,7 +144,7 @@ async def engine_dies(scene: Scene) -> None:
     victim = await scene.busiest()
     engine = engine_of(victim)
     await scene.strike(engine.kill)
-    await scene.found_by_traffic(0.05)
+    await scene.found_by_traffic(ENGINE_GONE_S)
     await scene.load.settle()
 
     async def serves_again() -> bool:
@@ -164,7 +164,7 @@ ROWS = [
     Row(
         "engine-kill",
         "engine process SIGKILL",
-        Promise("0 lost; found < 50 ms", gap_s=2.0),
+        Promise("0 lost; found < 0.5 s", gap_s=2.0),
         engine_dies,
         shape=real_fleet,
     ),

@@ -13,6 +13,11 @@ RESUMED_S = 1.2
 """A pause of less than a second and the prefill, of 0.2 s here."""
 
 
+async def nothing(scene: Scene) -> None:
+    """What the machine does by itself: gaps that the other rows have to be measured against."""
+    await asyncio.sleep(3 * scene.scale.warm_s)
+
+
 async def kill_idle(scene: Scene) -> None:
     victim = scene.fleet.workers[0]
     await scene.strike(victim.kill)
@@ -94,6 +99,7 @@ async def sigterm_each_worker(scene: Scene) -> None:
 
 
 ROWS = [
+    Row("nothing", "none", Promise("0 lost"), nothing),
     Row(
         "worker-kill-idle",
         "worker SIGKILL, idle",

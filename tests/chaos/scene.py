@@ -32,6 +32,7 @@ class Scale:
     disconnects: int = 40
     stopped_readers: int = 20
     kills: int = 100
+    pool: int = 4
     aborts: int = 10_000
     real_aborts: int = 500
     slack: float = 1.0
@@ -55,7 +56,9 @@ SHORT = Scale(
 def sim_fleet(scale: Scale, **fields: Any) -> Shape:
     """Two controllers, two gateways, three simulated workers: five seconds for each answer."""
     args = ("--engine", "sim", "--sim-tokens", str(scale.sim_tokens), "--sim-ttft-ms", "200")
-    return Shape(worker_args=(*args, "--sim-itl-ms", "25"), **fields)
+    # more than the balancer's check takes, as docs/operations.md has it
+    delay = ("--drain-delay-s", "2")
+    return Shape(worker_args=(*args, "--sim-itl-ms", "25"), gateway_args=delay, **fields)
 
 
 @dataclass(frozen=True)
