@@ -50,7 +50,7 @@ from protocol.errors import TriremeError, quoted
 from protocol.fleet import WorkerRecord
 from trireme.service.auth import TokenSet
 from trireme.service.health import HEALTH_PATHS, health_router
-from trireme.service.ledger import Ledger
+from trireme.service.ledger_writer import Ledger
 from trireme.service.openapi import describe
 from trireme.service.processes import Sibling
 from trireme.service.scrapes import Shown, shown

@@ -20,7 +20,8 @@ from gateway.progress import Progress
 from gateway.state import Arrival, Gateway
 from protocol.errors import TriremeError
 from protocol.generation import GenerateRequest
-from trireme.service.ledger import Ledger, UsageRow, timestamp
+from trireme.service.ledger import UsageRow, timestamp
+from trireme.service.ledger_writer import Ledger
 
 
 class Usage:

@@ -22,7 +22,7 @@ from gateway.limits import Limiter
 from gateway.metrics import GatewayMetrics
 from gateway.responses.store import ResponseStore
 from gateway.trail import Trail, Trails
-from trireme.service.ledger import Ledger
+from trireme.service.ledger_writer import Ledger
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

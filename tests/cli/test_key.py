@@ -32,3 +32,4 @@ def test_a_name_that_the_file_could_not_have_is_refused(trireme: Trireme) -> Non
     refused = trireme("key", "al ice")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "'al ice'" in refused.stderr
+    assert trireme("key", "a\n").returncode == 2

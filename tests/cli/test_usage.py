@@ -105,7 +105,7 @@ def test_nothing_in_the_time_and_no_ledger_are_said(
 
 
 def test_what_is_no_time_and_no_group_is_refused(db: Path) -> None:
-    for text in ("yesterday", "24x", "2026-13-01"):
+    for text in ("yesterday", "24x", "2026-13-01", "999999w"):
         with pytest.raises(UsageError, match="--since"):
             point("--since", text, NOW)
     with pytest.raises(UsageError, match="--by takes key, model, day, route, not color"):

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from trireme.service import ledger as module
-from trireme.service.ledger import Ledger, LedgerError, UsageRow, open_ledger, text_of, timestamp
+from trireme.service import ledger_writer as module
+from trireme.service.ledger import (
+    LedgerError,
+    UsageRow,
+    default_path,
+    open_ledger,
+    text_of,
+    timestamp,
+)
+from trireme.service.ledger_writer import Ledger
 
 ROW = UsageRow(
     text_of(datetime.now(UTC)), "req-1", "host:1", "alice", "/v1/embeddings", "m", "ok",
@@ -62,15 +71,180 @@ def test_several_writers_share_a_file(tmp_path: Path) -> None:
     assert len(read(path)) == 2000
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Nobody else writes the file meanwhile."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+def written(path: Path, *rows: UsageRow) -> list[str]:
+    """The request ids that are there after a ledger was opened, got these rows, and was closed."""
+    ledger = Ledger(path, 30)
+    ledger.start()
+    for row in rows:
+        ledger.add(row)
+    ledger.close()
+    return [row["request_id"] for row in read(path)]
+
+
 def test_old_rows_are_deleted(tmp_path: Path) -> None:
     path = tmp_path / "usage.db"
-    old = text_of(datetime.now(UTC) - timedelta(days=31))
-    first = Ledger(path, 30)
-    first.add(ROW._replace(time=old, request_id="old"))
-    first.add(ROW)
-    first.start()
-    until(lambda: path.exists() and [row["request_id"] for row in read(path)] == ["req-1"])
-    first.close()
+    old = ROW._replace(time=text_of(datetime.now(UTC) - timedelta(days=31)), request_id="old")
+    assert written(path, old, ROW) == ["old", "req-1"]
+    assert written(path) == ["req-1"]
+
+
+def test_a_clock_that_jumps_deletes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
+            return datetime.now(UTC) + timedelta(days=500)
+
+    path = tmp_path / "usage.db"
+    assert written(path, ROW) == ["req-1"]
+    monkeypatch.setattr(module, "datetime", Ahead)
+    late = ROW._replace(time=text_of(Ahead.now()), request_id="late")
+    assert written(path, late) == ["req-1", "late"]
+    monkeypatch.undo()
+    assert written(path) == ["req-1", "late"], "a row of the future is no measure"
+
+
+def test_a_clock_that_jumps_in_service_deletes_nothing_the_next_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PRUNE_EVERY_S", 0.0)
+    path = tmp_path / "usage.db"
+    with closing(open_ledger(path)) as connection:
+        ledger = Ledger(path, 30)
+        ahead = ROW._replace(time=text_of(datetime.now(UTC) + timedelta(days=500)))
+        for row in (ROW, ahead):
+            ledger._prune(connection)
+            with connection:
+                connection.execute(module.INSERT, row)
+        ledger._prune(connection)
+    assert len(read(path)) == 2
+
+
+def test_a_locked_file_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "usage.db"
+    open_ledger(path).close()
+    monkeypatch.setattr(module, "_RETRY_S", 0.05)
+    ledger = Ledger(path, 30)
+    with locked(path):
+        ledger.start()
+        ledger.add(ROW)
+        time.sleep(1.3)
+    until(lambda: read(path))
+    ledger.close()
+    assert len(read(path)) == 1
+
+
+def test_a_locked_file_holds_up_no_end_and_its_rows_are_there_after_the_next_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "usage[1].db"
+    lost: list[int] = []
+    assert written(path, ROW) == ["req-1"]
+    ledger = Ledger(path, 400, lost.append)
+    with locked(path):
+        ledger.start()
+        for number in range(10):
+            ledger.add(ROW._replace(request_id=str(number)))
+        time.sleep(0.1)
+        begun = time.monotonic()
+        ledger.close()
+        assert time.monotonic() - begun < 3
+        assert len(read(path)) == 1
+    [aside] = tmp_path.glob("*.jsonl")
+    assert str(aside) in caplog.text
+    assert aside.stat().st_mode & 0o777 == 0o600
+    assert sorted(written(path)) == [*map(str, range(10)), "req-1"]
+    assert lost == []
+    assert not list(tmp_path.glob("*.jsonl"))
+    assert sorted(written(path)) == [*map(str, range(10)), "req-1"], "each counts once"
+
+
+def test_a_line_that_is_no_row_keeps_no_other_from_being_taken_in(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "usage.db"
+    whole = module.json.dumps(ROW._asdict())
+    (tmp_path / "usage.db.x.jsonl").write_text(f"{whole}\n{whole[:20]}\n[1]\n")
+    assert written(path) == ["req-1"]
+    assert "2 rows are none" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ROW._replace(completion_tokens=2**70),
+        ROW._replace(model="\ud800"),
+        ROW._replace(route=None),  # type: ignore[arg-type]
+        ROW._replace(key=["a"]),  # type: ignore[arg-type]
+    ],
+)
+def test_a_row_that_the_file_does_not_take_costs_no_other(tmp_path: Path, bad: UsageRow) -> None:
+    path = tmp_path / "usage.db"
+    lost: list[int] = []
+    ledger = Ledger(path, 400, lost.append)
+    for row in (ROW, bad, ROW):
+        ledger.add(row)
+    ledger.start()
+    until(lambda: path.exists() and len(read(path)) == 2)
+    ledger.add(ROW)
+    until(lambda: len(read(path)) == 3)
+    ledger.close()
+    assert lost == [1]
+
+
+def test_no_fault_ends_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "usage.db"
+    faults = [RuntimeError("odd"), MemoryError()]
+
+    def opened(path: Path) -> sqlite3.Connection:
+        if faults:
+            raise faults.pop()
+        return open_ledger(path)
+
+    monkeypatch.setattr(module, "open_ledger", opened)
+    monkeypatch.setattr(module, "_RETRY_S", 0.02)
+    ledger = Ledger(path, 400)
+    ledger.start()
+    ledger.add(ROW)
+    until(lambda: path.exists() and read(path))
+    ledger.close()
+
+
+def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "usage.db"
+    assert written(path, ROW) == ["req-1"]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_may_pass_is_told_from_what_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "usage.db"
+    open_ledger(path).close()
+    with closing(sqlite3.connect(path)) as holder:
+        holder.executescript("PRAGMA journal_mode = DELETE; BEGIN EXCLUSIVE")
+        with pytest.raises(LedgerError, match="locked") as caught:
+            open_ledger(path)
+    assert caught.value.is_passing
+    with pytest.raises(LedgerError) as caught:
+        open_ledger(tmp_path)
+    assert not caught.value.is_passing
+
+
+def test_without_a_home_there_is_no_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    with pytest.raises(LedgerError, match="no home"):
+        default_path()
 
 
 def test_what_has_no_room_is_counted_and_what_waits_is_written_later(

@@ -12,7 +12,7 @@ from trireme.service.auth import DIGEST_PREFIX, KEY_NAME, digest
 
 def make_key(name: str, models: str, limit_requests: int | None, limit_tokens: int | None) -> int:
     """Write the key to stderr and its entry, as TOML, to stdout; returns the exit code."""
-    if not re.match(KEY_NAME, name):
+    if not re.fullmatch(KEY_NAME, name):
         sys.stderr.write(
             f"✗ {name[:80]!r} is no name for a key: use letters, digits and . _ @ - (at most 64)\n"
         )

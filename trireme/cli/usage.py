@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trireme.service.ledger import default_path, text_of
+from trireme.service.ledger import LedgerError, default_path, text_of
 
 GROUPS: Final[Mapping[str, str]] = {
     "key": "key",
@@ -83,7 +83,10 @@ def sums(query: UsageQuery, now: datetime) -> list[dict[str, Any]]:
     unknown = [name for name in query.by if name not in GROUPS]
     if unknown or not query.by:
         raise UsageError(f"--by takes {', '.join(GROUPS)}, not {', '.join(unknown) or 'nothing'}")
-    path = query.db or default_path()
+    try:
+        path = query.db or default_path()
+    except LedgerError as error:
+        raise UsageError(f"{error}; --db says where the ledger is") from error
     if not path.is_file():
         raise UsageError(
             f"there is no ledger at {path}: a gateway makes it when it starts "
@@ -112,9 +115,9 @@ def point(flag: str, text: str, now: datetime) -> str | None:
     """A time as the ledger has it; None for an empty text."""
     if not text:
         return None
-    if ago := re.fullmatch(r"(\d{1,6})([mhdw])", text):
-        return text_of(now - timedelta(**{_UNITS[ago[2]]: int(ago[1])}))
     try:
+        if ago := re.fullmatch(r"(\d{1,6})([mhdw])", text):
+            return text_of(now - timedelta(**{_UNITS[ago[2]]: int(ago[1])}))
         time = datetime.fromisoformat(text)
         return text_of(time if time.tzinfo else time.replace(tzinfo=UTC))
     except (ValueError, OverflowError):
