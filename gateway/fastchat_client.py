@@ -28,6 +28,7 @@ from protocol.fastchat import GenerateParams
 from protocol.fleet import WorkerRecord
 from protocol.framing import NUL, FrameSplitter
 from protocol.generation import (
+    MAX_TOKENS,
     Delta,
     Done,
     EmbedRequest,
@@ -150,7 +151,8 @@ class FastChatClient:
                     if request.echo:
                         yield [Prompt(ids=[], text=prompt)]
                     started = True
-                yield [delta]
+                so_far = sum(choice.completion_tokens for choice in choices)
+                yield [replace(delta, generated=so_far)]
         yield [Done(prompt_tokens, sum(choice.completion_tokens for choice in choices))]
 
     async def embed(
@@ -167,7 +169,7 @@ class FastChatClient:
         return EmbedResponse(
             embeddings_b64=[b64encode(_float32(vector)).decode() for vector in vectors],
             dimensions=len(vectors[0]),
-            prompt_tokens=int(answer.get("token_num") or 0),
+            prompt_tokens=_number(answer.get("token_num")),
         )
 
     async def count(
@@ -211,7 +213,7 @@ class FastChatClient:
     async def _count(self, worker: WorkerRecord, model: str, prompt: str) -> int:
         body = to_json({"model": model, "prompt": prompt})
         answer = await self._http.call(worker, "/count_token", body, CONTROL_TIMEOUT_S)
-        return int(_read(answer).get("count") or 0)
+        return _number(_read(answer).get("count"))
 
     async def _deltas(
         self,
@@ -287,7 +289,7 @@ def _delta(choice: _Choice, frame: dict[str, Any], *, stable: bool) -> Delta | N
     """What a cumulative frame adds; while it is `stable` only, half a character waits."""
     text = str(frame.get("text") or "")
     usage = frame.get("usage") or {}
-    choice.completion_tokens = int(usage.get("completion_tokens") or choice.completion_tokens)
+    choice.completion_tokens = _number(usage.get("completion_tokens")) or choice.completion_tokens
     choice.finish_reason = "length" if frame.get("finish_reason") == "length" else "stop"
     if stable:
         text = text.rstrip("\ufffd")
@@ -330,6 +332,17 @@ def _read(body: bytes) -> dict[str, Any]:
     if code:
         raise TriremeError("internal_error", "The worker failed to answer.")
     return dict(fields)
+
+
+def _number(value: Any) -> int:
+    """A count of tokens; none is 0."""
+    try:
+        number = int(value or 0)
+    except (ValueError, TypeError, OverflowError):
+        number = -1
+    if not 0 <= number <= MAX_TOKENS:
+        raise TriremeError("worker_lost", "The worker's answer is malformed.")
+    return number
 
 
 def _float32(vector: list[float]) -> bytes:

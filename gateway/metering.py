@@ -31,11 +31,14 @@ class Usage:
         prompts: what each prompt has come to. A finished one counts as its worker says; of one
             that was cut off count the prompt, once it was admitted, and the tokens that came.
         tokens: those of a call that gives no events; None while there is no answer.
+        estimate: of such a call about what it came to, when a worker worked on it and nobody
+            waited for the end.
     """
 
     def __init__(self) -> None:
         self.prompts: list[Progress] = []
         self.tokens: int | None = None
+        self.estimate = 0
         self.error: str | None = None
 
     @property
@@ -43,7 +46,7 @@ class Usage:
         """Tokens of the prompts, of these from a cache, of completions, of these reasoning."""
         counted = [progress.tokens for progress in self.prompts]
         return (
-            (self.tokens or 0) + sum(one.prompt_tokens for one in counted),
+            (self.tokens or self.estimate) + sum(one.prompt_tokens for one in counted),
             sum(one.cached_tokens for one in counted),
             sum(one.completion_tokens for one in counted),
             sum(one.reasoning_tokens for one in counted),
@@ -52,8 +55,9 @@ class Usage:
     @property
     def was_refused(self) -> bool:
         """Whether no worker has begun with it."""
-        begun = self.tokens is not None or any(progress.started for progress in self.prompts)
-        return self.error is not None and not begun
+        if self.error is None or self.tokens is not None or self.estimate:
+            return False
+        return not any(progress.started for progress in self.prompts)
 
     @property
     def outcome(self) -> str:
@@ -129,6 +133,9 @@ def metered(
 ) -> Iterator[Usage]:
     """Around a call that gives no events; the block says what was used.
 
+    A caller who does not wait for the answer of a worker, or gave it too little time, has used
+    what the call may need.
+
     Args:
         tokens: that it may need. is_counted: whether it is written into the ledger.
 
@@ -142,6 +149,10 @@ def metered(
         meter.failed(error)
         raise
     finally:
+        usage = meter.usage
+        unwaited = usage.tokens is None and usage.error in (None, "deadline_exceeded")
+        if unwaited and arrival.trail.tries:
+            usage.estimate = tokens
         meter.end()
 
 

@@ -44,6 +44,7 @@ class Progress:
         self._ids: dict[int, list[int]] = {}
         self._ended: set[int] = set()
         self._begun = "", 0
+        self._generated = 0
         self._prompt_told = 0
         self._prompt_seen = 0
 
@@ -76,7 +77,8 @@ class Progress:
         """What it comes to: as its last worker says, or what there is of it so far."""
         if self._total is not None:
             return self._total
-        return Done(self._started.prompt_tokens if self._started else 0, self.num_tokens)
+        prompt_tokens = self._started.prompt_tokens if self._started else 0
+        return Done(prompt_tokens, max(self.num_tokens, self._generated))
 
     @property
     def resumable(self) -> bool:
@@ -87,7 +89,7 @@ class Progress:
     def attempt(self) -> GenerateRequest:
         """The request as the next worker gets it."""
         request = self.request
-        self.fault, self._prompt_seen = None, 0
+        self.fault, self._prompt_seen, self._generated = None, 0, 0
         started = self._started
         if started is None:
             return request
@@ -122,6 +124,7 @@ class Progress:
                     self.fault = TriremeError("worker_lost", "The worker's answer has a gap.")
                     break
                 known += event.ids
+                self._generated = event.generated or self._generated
                 # one with nothing in it is a sign of life
                 self.delivered = self.delivered or bool(event.ids or event.text)
                 if event.finish_reason is not None:

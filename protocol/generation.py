@@ -25,6 +25,8 @@ GatewayId: TypeAlias = Annotated[str, Field(max_length=64)]
 TenantId: TypeAlias = Annotated[str, Field(max_length=64)]
 """Tells those who ask apart, and says nothing else of them; empty where nobody is told apart."""
 MAX_BEAMS: Final = 16
+MAX_TOKENS: Final = 2**31 - 1
+"""Most tokens that an answer may tell of: sums of many such counts still fit into 64 bits."""
 _NOT_IN_BEAM_SEARCH: Final = {"top_p": 1.0, "top_k": -1, "min_p": 0.0, "stop": []}
 """What would change how a beam search goes, by its value that asks for nothing."""
 
@@ -251,7 +253,7 @@ class EmbedResponse(_Wire):
 
     embeddings_b64: list[str]
     dimensions: int
-    prompt_tokens: int
+    prompt_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 
 
 class ScoreRequest(_Wire):
@@ -277,7 +279,7 @@ class ScoreResponse(_Wire):
     """One score a document; higher is nearer. `prompt_tokens` counts what was computed."""
 
     scores: list[float]
-    prompt_tokens: int
+    prompt_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 
 
 class TokenizeRequest(_Wire):
@@ -409,6 +411,7 @@ class Delta:
         stop_reason: the stop string or stop token id that ended it, when one did.
         reasoning: new text that the model thought before its answer.
         calls: pieces of tool calls.
+        generated: tokens so far, of all choices, where their ids are not told before the end.
     """
 
     kind: ClassVar[str] = "delta"
@@ -421,10 +424,11 @@ class Delta:
     stop_reason: int | str | None = None
     reasoning: str = ""
     calls: list[CallPiece] | None = None
+    generated: int | None = None
 
     @property
     def is_plain(self) -> bool:
-        """Nothing but tokens and text, as nearly all are."""
+        """Nothing of the answer but tokens and text, as nearly all are."""
         return (
             self.finish_reason is None
             and self.logprobs is None
@@ -483,9 +487,14 @@ _DEFAULTS: dict[type[Event], dict[str, Any]] = {
 """Field names in order; a field without a default has `dataclasses.MISSING`, which equals none."""
 
 
+_COUNTS: Final = frozenset(
+    "prompt_tokens completion_tokens cached_tokens reasoning_tokens generated".split()
+)
+
+
 def encode_event(event: Event) -> bytes:
     """One line of the wire, newline included; fields that have their default are left out."""
-    if isinstance(event, Delta) and event.is_plain:
+    if isinstance(event, Delta) and event.is_plain and event.generated is None:
         text = encode_basestring(event.text)
         head = f'{{"kind":"delta","index":{event.index},"pos":{event.pos},'
         return f'{head}"ids":{event.ids},"text":{text}}}\n'.encode()
@@ -495,6 +504,11 @@ def encode_event(event: Event) -> bytes:
         if (value := getattr(event, name)) != default
     }
     return to_json({"kind": event.kind, **fields}) + b"\n"
+
+
+def _check_count(value: object) -> None:
+    if type(value) is not int or not 0 <= value <= MAX_TOKENS:
+        raise TypeError
 
 
 def decode_event(line: bytes) -> Event:
@@ -510,6 +524,9 @@ def decode_event(line: bytes) -> Event:
             fields["logprobs"] = [TokenLogprob.from_wire(one) for one in fields["logprobs"]]
         if "calls" in fields:
             fields["calls"] = [CallPiece(**one) for one in fields["calls"]]
+        if cls is not Delta or "generated" in fields:
+            for name in _COUNTS & fields.keys():
+                _check_count(fields[name])
         return cls(**fields)
     except (KeyError, TypeError, AttributeError) as error:
         # without the line: answers belong into no log

@@ -55,8 +55,9 @@ _PROMPT_PIECE = 256
 _WHOLE_HOLD_S, _WHOLE_INTERVAL = 1.0, 64
 """Seconds and tokens between two deltas that nobody reads before the answer's end: short against
 the longest pause that a gateway takes for life."""
-_ALIVE_S, _ALIVE = 20.0, Delta(0, 0, [], "")
-"""What is sent after so many seconds where nothing may be told before the end."""
+_ALIVE_S = 0.25
+"""After so many seconds a sign of life is sent where nothing may be told before the end. It tells
+how many tokens were made, so that they count even when nobody waits for the end."""
 
 
 class Service:
@@ -140,7 +141,7 @@ class Service:
                 wait = partial(handover.wait, resumable=manner.resumable)
                 stream = run.events(_hold_s(request, made), ticket.first_output, wait)
                 if made.n > request.sampling.n:
-                    stream = _best(stream, request.sampling)
+                    stream = _best(stream, request.sampling, run.alive)
                 try:
                     async with aclosing(stream) as batches:
                         async for events in batches:
@@ -322,11 +323,20 @@ class _Run:
         self._told_s = arrived
         self._cached_tokens = 0
         self._scored = 0
+        self._searched = 0
 
     @property
     def num_tokens(self) -> int:
         """Completion tokens so far, over all choices."""
         return sum(choice.num_tokens for choice in self._choices)
+
+    def alive(self) -> list[Event]:
+        """A sign of life with the tokens so far; nothing when there was one a moment ago."""
+        now_s = time.monotonic()
+        if now_s - self._told_s < _ALIVE_S:
+            return []
+        self._told_s = now_s
+        return [Delta(0, 0, [], "", generated=max(self.num_tokens, self._searched))]
 
     def replay(self, begun: Sequence[Begun]) -> None:
         """Bring the choices to where another worker left them.
@@ -374,7 +384,11 @@ class _Run:
                     for piece in self._prompt_events(scored):
                         yield [piece]
                         await asyncio.sleep(0)
-                events = self._deltas(outputs) or self._alive()
+                events = self._deltas(outputs)
+                if self._job.params.beam_width and not events:
+                    # each output is a step, which makes every text longer
+                    self._searched += self._job.n * len(outputs)
+                    events = self.alive()
                 if not self._unfinished:
                     yield [*events, self.done()]
                     return
@@ -404,14 +418,6 @@ class _Run:
                 self._finish(choice, choice.finish, output)
         self._observe(fresh)
         return deltas
-
-    def _alive(self) -> list[Event]:
-        """A sign of life of a search that has nothing to tell yet."""
-        now_s = time.monotonic()
-        if not self._job.params.beam_width or now_s - self._told_s < _ALIVE_S:
-            return []
-        self._told_s = now_s
-        return [_ALIVE]
 
     def _finish(self, choice: Choice, reason: FinishReason, output: StepOutput) -> None:
         self._unfinished -= 1
@@ -461,11 +467,13 @@ class _Run:
 
 
 async def _best(
-    stream: AsyncGenerator[list[Event], None], sampling: SamplingParams
+    stream: AsyncGenerator[list[Event], None],
+    sampling: SamplingParams,
+    alive: Callable[[], list[Event]],
 ) -> AsyncGenerator[list[Event], None]:
-    """The same events with the deltas of the best choices alone, before `Done`."""
+    """The same events with the deltas of the best choices alone, before `Done`, and with signs of
+    life until then."""
     held = BestOf(sampling.n, shows_logprobs=sampling.logprobs is not None)
-    told_s = time.monotonic()
     async with aclosing(stream) as batches:
         async for events in batches:
             held.hold(event for event in events if isinstance(event, Delta))
@@ -474,9 +482,8 @@ async def _best(
                 yield [*held.best(), *others]
             elif others:
                 yield others
-            elif time.monotonic() - told_s > _ALIVE_S:
-                told_s = time.monotonic()
-                yield [_ALIVE]
+            elif signs := alive():
+                yield signs
 
 
 def _options(ready: Ready, request: GenerateRequest | TokenizeRequest) -> RenderOptions:

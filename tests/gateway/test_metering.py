@@ -12,7 +12,18 @@ import aiohttp
 import pytest
 
 from protocol.errors import TriremeError
-from tests.gateway.fakes import MODEL, WORDS, FakeWorker, Stack, stack, until
+from protocol.generation import Done, Event
+from tests.gateway.fake_fastchat import FakeFastChatWorker, fastchat_record
+from tests.gateway.fakes import (
+    MODEL,
+    WORDS,
+    FakeWorker,
+    Stack,
+    scripted,
+    serving,
+    stack,
+    until,
+)
 
 BODY: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}
 BAD_LOGITS = TriremeError("bad_logits", "no")
@@ -129,3 +140,82 @@ async def test_embeddings_have_a_row(http: aiohttp.ClientSession, db: Path) -> N
         ("/v1/embeddings", "ok", 6),
         ("/v1/engines/{model:path}/embeddings", "ok", 3),
     ]
+
+
+class SlowWorker(FakeWorker):
+    """Takes its time over vectors."""
+
+    async def _embed(self, request: Any) -> Any:
+        self.running += 1
+        try:
+            await asyncio.sleep(5)
+        finally:
+            self.running -= 1
+        return await super()._embed(request)
+
+
+async def test_vectors_that_nobody_waits_for_cost_what_they_may_need(
+    http: aiohttp.ClientSession, db: Path
+) -> None:
+    body = {"model": MODEL, "input": ["x" * 396]}
+    async with stack(SlowWorker(), usage_db=db, limit_tokens=1000) as s:
+        asked = asyncio.create_task(ask(http, s, "/v1/embeddings", body))
+        await until(lambda: s.workers[0].running)
+        asked.cancel()
+        await until(lambda: not s.workers[0].running)
+        async with http.post(
+            s.url + "/v1/embeddings", json=body, headers={"x-request-timeout-ms": "100"}
+        ) as answer:
+            assert answer.status == 504
+        async with http.get(s.url + "/v1/models") as answer:
+            left = int(answer.headers["x-ratelimit-remaining-tokens"])
+    assert 800 <= left < 850
+    assert [(row["outcome"], row["prompt_tokens"]) for row in rows(db)] == [
+        ("aborted", 100),
+        ("deadline_exceeded", 100),
+    ]
+
+
+async def test_vectors_that_failed_cost_nothing(http: aiohttp.ClientSession, db: Path) -> None:
+    failing = FakeWorker(refuse=TriremeError("internal_error", "no"))
+    async with stack(failing, usage_db=db, limit_tokens=1000) as s:
+        assert await ask(http, s, "/v1/embeddings", {"model": MODEL, "input": "a" * 400}) == 500
+        async with http.get(s.url + "/v1/models") as answer:
+            assert answer.headers["x-ratelimit-remaining-tokens"] == "1000"
+    assert rows(db) == []
+
+
+async def test_what_is_left_of_a_worker_of_fastchats_wire_counts_what_it_has_told(
+    http: aiohttp.ClientSession, db: Path
+) -> None:
+    texts = tuple("word " * number for number in range(1, 60))
+    body = BODY | {"stream": True, "max_tokens": 60}
+    async with (
+        serving(FakeFastChatWorker(hang=True, texts=texts).app()) as address,
+        stack(usage_db=db) as s,
+    ):
+        s.controller.set(fastchat_record(address))
+        await until(lambda: s.app.state.gateway.view.snapshot.workers)
+        async with http.post(s.url + "/v1/chat/completions", json=body) as answer:
+            read = b""
+            while read.count(b"word ") < 59:
+                read += await answer.content.readany()
+            answer.close()
+    [row] = rows(db)
+    assert (row["outcome"], row["completion_tokens"]) == ("aborted", 59)
+    assert row["prompt_tokens"] > 0
+
+
+async def test_a_count_that_no_answer_has_is_not_written(
+    http: aiohttp.ClientSession, db: Path
+) -> None:
+    def boasts(request: Any, id_: str) -> list[Event]:
+        return [*scripted(request, id_)[:-1], Done(7, 2**70)]
+
+    worker = FakeWorker()
+    async with stack(worker, usage_db=db) as s:
+        worker.script = boasts
+        assert await ask(http, s, "/v1/chat/completions", BODY) == 502
+        worker.script = scripted
+        assert await ask(http, s, "/v1/chat/completions", BODY) == 200
+    assert {row["completion_tokens"] for row in rows(db)} == {len(WORDS)}

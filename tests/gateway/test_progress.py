@@ -99,3 +99,11 @@ def test_a_prompt_is_told_once_however_it_is_cut() -> None:
     assert progress.take([STARTED, piece(0, 1)]) == []
     assert progress.take([piece(1, 4)]) == [Prompt([2, 3], "", scores[2:4])]
     assert progress.take([piece(4, 5)]) == [piece(4, 5)]
+
+
+def test_tokens_that_are_told_by_their_number_alone_count() -> None:
+    progress = taken(STARTED, Delta(0, 0, [], "", generated=12), Delta(0, 0, [], "", generated=30))
+    assert progress.tokens == Done(3, 30)
+    assert (progress.num_tokens, progress.delivered) == (0, False)
+    progress.attempt()
+    assert progress.tokens == Done(3, 0), "the next worker begins anew"

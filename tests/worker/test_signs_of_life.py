@@ -12,7 +12,9 @@ from protocol.generation import Delta, Done
 from worker import native, service
 from worker.engine.protocol import Job, StepOutput
 
-ALIVE = Delta(0, 0, [], "")
+
+def alive(generated: int) -> Delta:
+    return Delta(0, 0, [], "", generated=generated)
 
 
 async def test_best_of_shows_that_it_goes_on(
@@ -23,8 +25,11 @@ async def test_best_of_shows_that_it_goes_on(
     _started, *events, done = await worker.events(prompt="x", sampling={"best_of": 2})
     first = next(at for at, event in enumerate(events) if event.ids)
     assert events[:first]
-    assert all(event == ALIVE for event in events[:first])
-    assert ALIVE not in events[first:]
+    told = [event.generated for event in events[:first]]
+    assert events[:first] == [alive(count) for count in told]
+    assert told == sorted(told)
+    assert 0 < told[-1] <= 40
+    assert all(event.generated is None for event in events[first:])
     assert done == Done(prompt_tokens=1, completion_tokens=40)
 
 
@@ -48,7 +53,8 @@ async def test_a_search_shows_that_it_goes_on(
     sampling = {"use_beam_search": True, "best_of": 2}
     _started, *events = await worker.events(prompt="abcd", sampling=sampling)
     answer = Delta(0, 0, [104, 105], "hi", finish_reason="length")
-    assert events == [*[ALIVE] * signs, answer, Done(4, 2, cached_tokens=3)]
+    told = [alive(1 + step) for step in range(signs)]
+    assert events == [*told, answer, Done(4, 2, cached_tokens=3)]
 
 
 async def test_a_stream_with_nothing_to_tell_shows_that_it_lives(
