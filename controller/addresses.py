@@ -17,14 +17,29 @@ _NUMERIC_HOST: Final = re.compile(r"(0x[0-9a-f]+|[0-9]+)(\.(0x[0-9a-f]+|[0-9]+))
 
 
 _METADATA: Final = frozenset(
-    map(ipaddress.ip_address, ("fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"))
+    map(
+        ipaddress.ip_address,
+        (
+            "fd00:ec2::254",
+            "fd20:ce::254",
+            "100.100.100.200",
+            "168.63.129.16",
+            "192.0.0.192",
+        ),
+    )
 )
 """Where clouds tell their machines' secrets, beside the link-local 169.254.169.254."""
 _METADATA_NAMES: Final = frozenset(
     {"metadata", "metadata.google.internal", "instance-data", "instance-data.ec2.internal"}
 )
-_V4_WITHIN: Final = tuple(map(ipaddress.IPv6Network, ("::/96", "64:ff9b::/96")))
-"""IPv6 addresses whose last 32 bits are an IPv4 address: compatible ones, NAT64."""
+_V4_WITHIN: Final = tuple(
+    map(ipaddress.IPv6Network, ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48"))
+)
+"""IPv6 addresses whose last 32 bits are an IPv4 address: compatible ones, translated ones (RFC
+2765), and NAT64's (RFC 6052 and 8215)."""
+
+
+_BROADCAST: Final = ipaddress.IPv4Address("255.255.255.255")
 
 
 def check_address(address: str, param: str) -> None:
@@ -50,7 +65,7 @@ def check_address(address: str, param: str) -> None:
         return
     if ip.is_link_local:
         raise _invalid(address, param, "is link-local")
-    if ip.is_multicast or ip.is_unspecified:
+    if ip.is_multicast or ip.is_unspecified or ip == _BROADCAST:
         raise _invalid(address, param, "is no address that a gateway can reach; give another one")
 
 

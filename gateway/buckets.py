@@ -8,9 +8,12 @@ scheduling algorithm of ITU-T I.371, known as GCRA.
 from __future__ import annotations
 
 import fcntl
+import logging
 import mmap
 import time
 from typing import Final
+
+log = logging.getLogger(__name__)
 
 WINDOW_S: Final = 60.0
 _ROUNDING_S: Final = 1e-6
@@ -22,7 +25,9 @@ _NUMBERS: Final = 2
 _ROW_BYTES: Final = _ID_BYTES + 8 * _NUMBERS
 _SET_BYTES: Final = _WAYS * _ROW_BYTES
 TABLE_BYTES: Final = _SETS * _SET_BYTES
-_LOCK_WAIT_S: Final = 0.02
+_LOCK_WAIT_S: Final = 0.002
+_NO_WAIT_S: Final = 1.0
+"""After it has waited in vain, for so long nobody waits for the same rows again."""
 
 
 # ---- a bucket of `limit` a minute; times are seconds on one clock, `full_at` is its state --------
@@ -67,10 +72,15 @@ class Table:
         self._memory = bytearray(TABLE_BYTES) if fd is None else mmap.mmap(fd, TABLE_BYTES)
         self.numbers = memoryview(self._memory).cast("d")
         self._places: dict[bytes, int] = {}
+        self._no_wait_until_s: dict[int, float] = {}
 
     def acquire(self, owner: bytes) -> int:
         """Where the two numbers are of an id of 16 bytes that are not all 0; they are this
-        process' alone until `release`. A new row has zeros."""
+        process' alone until `release`. A new row has zeros.
+
+        Raises:
+            OSError: the file cannot be locked at all.
+        """
         start = self._start(owner)
         if self._fd is not None:
             self._lock(self._fd, start)
@@ -120,15 +130,23 @@ class Table:
     def _lock(self, fd: int, start: int) -> None:
         """Keep other processes from these rows.
 
-        Not for ever: one that is stopped in the middle must not stop the others.
+        Not for long: one that is stopped in the middle must not stop the others.
         """
         until_s: float | None = None
-        while until_s is None or time.monotonic() < until_s:
+        while True:
             try:
                 fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, _SET_BYTES, start)
                 return
-            except OSError:
-                until_s = until_s or time.monotonic() + _LOCK_WAIT_S
+            except BlockingIOError:
+                now_s = time.monotonic()
+            until_s = until_s or now_s + _LOCK_WAIT_S
+            if now_s < self._no_wait_until_s.get(start, 0.0):
+                return
+            if now_s >= until_s:
+                if not self._no_wait_until_s:
+                    log.warning("a gateway process keeps limits locked: is one of them stopped?")
+                self._no_wait_until_s[start] = now_s + _NO_WAIT_S
+                return
 
 
 def _rows_from(start: int) -> range:

@@ -25,6 +25,7 @@ from trireme.service.auth import DIGEST_PREFIX, KEY_NAME, digest
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 1.0
+MAX_FILE_BYTES: Final = 16 * 2**20
 _MAX_LIMIT: Final = 10**12
 
 
@@ -148,7 +149,11 @@ def read_keys(path: Path, default: Limits) -> list[ApiKey]:
         ValueError: names the file and the line or entry at fault, and tells no key.
     """
     try:
-        text = path.read_text("utf-8")
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise ValueError(f"it has more than {MAX_FILE_BYTES >> 20} MiB")
+        text = content.decode("utf-8")
         read = _tables if path.suffix == ".toml" else _lines
         keys = read(text, default)
         if not keys:
@@ -179,6 +184,8 @@ def _tables(text: str, default: Limits) -> list[ApiKey]:
         # the message shows a line's number, and nothing of the line
         place = re.search(r"\(at .+?\)$", str(error))
         raise ValueError(f"it is no TOML {place[0] if place else ''}".strip()) from None
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
     if unknown := found.keys() - {"keys"}:
         raise ValueError(f"unknown table or field '{min(unknown)}'; entries begin with [[keys]]")
     entries = found.get("keys", [])
@@ -218,6 +225,8 @@ async def follow(path: Path, read: Callable[[], Iterable[ApiKey]], ring: KeyRing
                 ring.replace(await asyncio.to_thread(read))
             except ValueError as error:
                 log.error("the API keys stay as they were: %s", error)
+            except Exception:  # whatever it is, the next change is to be read
+                log.exception("the API keys stay as they were")
             else:
                 if seen is not None:
                     log.info("the API keys were read again")

@@ -61,6 +61,12 @@ def test_a_plain_base_url_is_taken(address: str) -> None:
         "http://0.0.0.0:21002",
         "http://[::]:21002",
         "http://224.0.0.1",
+        "http://[fd20:ce::254]",
+        "http://[64:ff9b:1::169.254.169.254]:80",
+        "http://[64:ff9b:1:2::a9fe:a9fe]",
+        "http://[::ffff:0:169.254.169.254]:80",
+        "http://255.255.255.255:80",
+        "http://4294967295",
     ],
 )
 def test_anything_else_is_refused_by_name(address: str) -> None:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -120,7 +121,7 @@ def test_processes_share_a_table_and_lose_nothing() -> None:
         assert Table(file.fileno()).peek(b"0123456789abcdef")[0] == 6000
 
 
-def test_a_process_that_never_lets_go_stops_nobody() -> None:
+def test_a_process_that_never_lets_go_stops_nobody(caplog: pytest.LogCaptureFixture) -> None:
     with tempfile.TemporaryFile() as file:
         file.truncate(TABLE_BYTES)
         os.set_inheritable(file.fileno(), True)
@@ -133,7 +134,18 @@ def test_a_process_that_never_lets_go_stops_nobody() -> None:
         ) as child:
             assert child.stdout is not None
             assert child.stdout.readline() == b"held\n"
+            table = Table(file.fileno())
             begun = time.monotonic()
-            Table(file.fileno()).acquire(b"0123456789abcdef")
-            assert time.monotonic() - begun < 1.0
+            for _ in range(200):
+                table.release(table.acquire(b"0123456789abcdef"))
+            assert time.monotonic() - begun < 0.5
             child.kill()
+    assert caplog.text.count("keeps limits locked") == 1
+
+
+def test_a_file_that_cannot_be_locked_is_no_busy_one() -> None:
+    with tempfile.TemporaryFile() as file:
+        file.truncate(TABLE_BYTES)
+        table = Table(file.fileno())
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        table.acquire(b"0123456789abcdef")

@@ -98,6 +98,8 @@ async def test_a_change_of_the_file_is_taken_over_and_a_broken_one_is_not(
         with caplog.at_level(logging.ERROR):
             written(tmp_path, "broken")
             await until(lambda: "stay as they were" in caplog.text)
+            written(tmp_path, "x=" + "[" * 5000)
+            await until(lambda: "nested too deep" in caplog.text)
         assert held.find("secret-2")
         file.unlink()
         await asyncio.sleep(0.05)
@@ -107,3 +109,38 @@ async def test_a_change_of_the_file_is_taken_over_and_a_broken_one_is_not(
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_no_fault_ends_the_watch_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keys, "LOOK_EVERY_S", 0.01)
+    file, held = written(tmp_path, ALICE), ring("other")
+    faults: list[Exception] = [MemoryError(), RuntimeError()]
+
+    def read() -> list[keys.ApiKey]:
+        if faults:
+            raise faults.pop()
+        return read_keys(file, NONE)
+
+    following = asyncio.create_task(follow(file, read, held))
+    try:
+        for text in (ALICE, BOB, ALICE + BOB):
+            written(tmp_path, text)
+            await asyncio.sleep(0.1)
+        await until(lambda: held.find("secret-2"))
+        assert caplog.text.count("stay as they were") == 2
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+def test_a_file_that_is_too_large_or_nested_too_deep_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for deep in ("x=" + "[" * 5000, "x=" + "{a=" * 3000):
+        with pytest.raises(ValueError, match="nested too deep"):
+            read_keys(written(tmp_path, deep), NONE)
+    monkeypatch.setattr(keys, "MAX_FILE_BYTES", 2**20)
+    with pytest.raises(ValueError, match="more than 1 MiB"):
+        read_keys(written(tmp_path, "#" * (2**20 + 1)), NONE)
