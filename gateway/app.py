@@ -230,7 +230,9 @@ def create_app(
     app.add_middleware(
         TwoDoors,
         clients=partial(Authentication, keys=keys),
-        operators=partial(OperatorGuard, tokens=TokenSet([settings.cluster_token])),
+        operators=partial(
+            OperatorGuard, tokens=TokenSet([settings.cluster_token]), has_keys=bool(keys)
+        ),
     )
     app.add_middleware(
         CORSMiddleware,

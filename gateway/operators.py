@@ -1,7 +1,8 @@
 """The way in for operators: `/debug/` needs the cluster token, everything else an API key.
 
-Without a cluster token these routes answer this machine alone: a peer on loopback that is no proxy
-and no web page. Both ways deny by default.
+With neither a cluster token nor API keys these routes answer this machine alone: a peer on loopback
+that is no proxy and no web page. A gateway with API keys may stand behind a proxy that does not say
+so, so there they need a cluster token. All ways deny by default.
 """
 
 from __future__ import annotations
@@ -46,12 +47,14 @@ class OperatorGuard:
     """Lets those in that show the cluster token.
 
     Args:
-        tokens: empty lets this machine in instead.
+        tokens: empty lets this machine in instead, as long as there are no API keys.
+        has_keys: whether there are any.
     """
 
-    def __init__(self, app: ASGIApp, tokens: TokenSet) -> None:
+    def __init__(self, app: ASGIApp, tokens: TokenSet, has_keys: bool) -> None:
         self._app = app
         self._tokens = tokens
+        self._has_keys = has_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refused = self._refusal(scope)
@@ -63,6 +66,9 @@ class OperatorGuard:
     def _refusal(self, scope: Scope) -> TriremeError | None:
         headers = dict(scope["headers"])
         if not self._tokens:
+            if self._has_keys:
+                message = "With API keys this route needs a cluster token: see --cluster-token."
+                return TriremeError("missing_api_key", message)
             if _is_local(scope, headers):
                 return None
             message = "Without a cluster token this route answers its own machine only."

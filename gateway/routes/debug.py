@@ -16,7 +16,8 @@ router = APIRouter(tags=["debug"])
 async def show_route(request: Request, request_id: str) -> Response:
     """Every attempt at a worker, those that it was compared with, and what came of it.
 
-    It needs the cluster token, no API key; without one it answers its own machine only.
+    It needs the cluster token, no API key; without one, and without API keys, it
+    answers its own machine only.
     """
     found = await gateway_of(request).find_route(request_id)
     if found is None:

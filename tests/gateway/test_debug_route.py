@@ -205,7 +205,7 @@ async def test_with_a_cluster_token_nothing_else_opens_it(http: aiohttp.ClientSe
 async def test_without_a_token_neither_a_proxy_nor_a_web_page_is_answered(
     http: aiohttp.ClientSession, headers: dict[str, str]
 ) -> None:
-    async with stack(FakeWorker("w1"), api_keys="key") as s:
+    async with stack(FakeWorker("w1")) as s:
         assert (await route_of(http, s, "x"))[0] == 404, "this machine is"
         assert (await route_of(http, s, "x", **headers))[0] == 401
 
@@ -230,6 +230,18 @@ async def test_without_a_token_another_machine_is_not_answered(
         "headers": [(b"host", b"localhost:8000")],
         "client": (peer, 1234) if peer else None,
     }
-    await OperatorGuard(inner, TokenSet([]))(scope, send, send)  # type: ignore[arg-type]
+    guard = OperatorGuard(inner, TokenSet([]), has_keys=False)
+    await guard(scope, send, send)  # type: ignore[arg-type]
     assert bool(reached) is answered
     assert bool(sent) is not answered
+
+
+async def test_with_keys_and_without_a_token_nobody_is_answered(
+    http: aiohttp.ClientSession,
+) -> None:
+    """A proxy on this machine need not say that it is one, and lets every client through."""
+    async with stack(FakeWorker("w1"), api_keys="key") as s:
+        for headers in ({}, {"Authorization": "Bearer key"}, {"host": "127.0.0.1:8000"}):
+            status, body = await route_of(http, s, "x", **headers)
+            assert status == 401
+            assert "--cluster-token" in body["error"]["message"]
