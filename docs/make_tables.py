@@ -184,7 +184,8 @@ def field_row(name: str, entry: Mapping[str, Any]) -> str:
         case "default_only":
             meaning = f"only {_accepted(entry['accepts'])}: {meaning}"
         case _:
-            meaning += "; without effect" if entry.get("no_effect") else ""
+            if entry.get("no_effect") and "without effect" not in meaning:
+                meaning += "; without effect"
             accepted = _accepted(entry["accepts"])
             meaning += f" ({accepted})" if accepted else ""
     cells = (f"`{name}`", "required" if entry.get("required") else default, meaning)
