@@ -143,6 +143,9 @@ class _Flight:
     late: set[int] = field(default_factory=set)
 
 
+_Settle: TypeAlias = Callable[[Scheduled, RowResult], list[tuple[str, Output]]]
+
+
 class EngineCore:
     """Continuous batching over a runner.
 
@@ -442,23 +445,32 @@ class EngineCore:
             for seq in self._suspects
             if not any(seq is item.seq for item, _result in alive if item.samples)
         ]
-        failed: set[str] = set()
-        for settle in (self._prompt_output, self._resolve, self._tell):
-            for item, result in alive:
-                if item.seq.job_id in failed:
-                    continue
-                try:
-                    outputs += settle(item, result)
-                except EngineBroken:
-                    raise
-                except Exception:
-                    failed.add(item.seq.job_id)
-                    outputs += self._fail_raised(item.seq)
-        self._forget([item.seq for item, _result in alive if item.seq.finish])
+        outputs += self._each(alive, self._prompt_output)
+        outputs += self._each(alive, self._resolve)
+        ended = [item.seq for item, _result in alive if item.seq.finish]
+        self._scheduler.remove(ended)
+        outputs += self._each(alive, self._tell)
+        self._forget(ended)
+        return outputs
+
+    def _each(
+        self, pairs: SequenceOf[tuple[Scheduled, RowResult]], settle: _Settle
+    ) -> list[tuple[str, Output]]:
+        """One thing for all; a job that it raises for fails."""
+        outputs: list[tuple[str, Output]] = []
+        for item, result in pairs:
+            if not self._is_alive(item.seq):
+                continue
+            try:
+                outputs += settle(item, result)
+            except EngineBroken:
+                raise
+            except Exception:
+                outputs += self._fail_raised(item.seq)
         return outputs
 
     def _resolve(self, item: Scheduled, result: RowResult) -> list[tuple[str, Output]]:
-        self._scheduler.resolve([item], [result.token_id])
+        self._scheduler.resolve(item, result.token_id)
         return []
 
     def _tell(self, item: Scheduled, result: RowResult) -> list[tuple[str, Output]]:
