@@ -169,7 +169,7 @@ class GenerateRequest(_Wire):
         deadline_s: seconds from arrival after which the request fails with `deadline_exceeded`.
         cache_salt: seeds the prefix cache, so tenants do not see each other's timing.
         tenant: who asks, told apart without a name: tenants who wait are served fairly.
-        priority: lower is served first.
+        priority: of the tenant's own, lower is served first.
         whole: nobody reads the answer before its end, so deltas may be joined and come late.
         resume: the choices as another worker left them, to go on from there: deltas begin behind
             these tokens. `sampling.seed` is then the one that `Started` told, so that the tokens

@@ -186,7 +186,7 @@ class GenerationFields(_Inert):
     return_tokens_as_token_ids: bool = False
     """in log probabilities, show a token as `token_id:<id>`"""
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] = 0
-    """a lower number is served first"""
+    """of the requests of one key, a lower number is served first"""
 
     @property
     def token_limit(self) -> int | None:

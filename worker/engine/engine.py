@@ -10,9 +10,10 @@ A step with a sequence that reads its own last tokens (penalties, log probabilit
 is waited for before the next one is scheduled.
 
 A step that cannot be computed ends no request that is not its cause. One that found no memory is
-made smaller. After any other exception its entries are computed one by one, and those that raise
-again fail alone; keys and values are written anew, and noise comes from the position, so the others
-get the tokens that they would have got. When nothing can be computed, `EngineBroken` is raised.
+made smaller. After any other exception, and where it has become as small as it can be, it is
+computed in parts, down to single entries, and those that raise again alone fail; keys and values
+are written anew, and noise comes from the position, so the others get the tokens that they would
+have got. When nothing can be computed, `EngineBroken` is raised.
 """
 
 from __future__ import annotations
@@ -140,6 +141,9 @@ class _Flight:
     lost: bool = False
     counted: list[Scheduled] = field(default_factory=list)
     late: set[int] = field(default_factory=set)
+
+
+_Settle: TypeAlias = Callable[[Scheduled, RowResult], list[tuple[str, Output]]]
 
 
 class EngineCore:
@@ -281,19 +285,18 @@ class EngineCore:
     def _schedule(self) -> list[Scheduled]:
         scheduler, caps = self._scheduler, self._caps
         caps.ease(self._clock())
-        scheduler.limit(caps.running, caps.tokens)
+        scheduler.limit(caps.running, caps.tokens_beside(scheduler.num_decodes))
         return scheduler.schedule(self._pace.budget(scheduler.num_prefills, scheduler.num_decodes))
 
-    def _launch(self, batch: list[Scheduled]) -> _Flight | Exception:
+    def _launch(self, batch: list[Scheduled], *, waits: bool = False) -> _Flight | Exception:
         """Begin a step; what it raised, when it cannot be computed.
 
-        It is waited for while sequences of a lost step are computed again, so that what raises is
-        found here.
+        It is waited for if it `waits`, and while sequences of a lost step are computed again, so
+        that what raises is found here.
         """
         started_s = self._clock()
-        self._suspects = [seq for seq in self._suspects if self._is_alive(seq)]
         try:
-            if self._overlap and not self._suspects:
+            if self._overlap and not self._suspects and not waits:
                 pending: Pending = cast(Launcher, self.runner).launch(batch)
             else:
                 pending = _Done(self.runner.run(batch))
@@ -309,61 +312,80 @@ class EngineCore:
 
     def _recover(self, batch: list[Scheduled], fault: Exception) -> list[tuple[str, Output]]:
         """Go on without a step: none of it was counted."""
-        left = [item for item in batch if self._is_alive(item.seq) and item.seq.block_table]
-        if isinstance(fault, OutOfMemory):
-            self._out_of_memory += 1
-            return self._do_with_less(left)
-        log.error("a step of %d failed: they are computed alone", len(left), exc_info=fault)
-        return self._isolate(left)
+        left = self._left_of(batch)
+        if not isinstance(fault, OutOfMemory):
+            log.error("a step of %d failed: it is computed in parts", len(left), exc_info=fault)
+            return self._isolate(left)
+        self._out_of_memory += 1
+        if len(left) < len(batch):
+            return []  # what the step before has ended makes the next one smaller
+        return self._do_with_less(batch)
+
+    def _left_of(self, batch: SequenceOf[Scheduled]) -> list[Scheduled]:
+        """What still runs of it."""
+        return [item for item in batch if self._is_alive(item.seq) and item.seq.block_table]
 
     def _do_with_less(self, batch: SequenceOf[Scheduled]) -> list[tuple[str, Output]]:
-        """Have the next steps hold less than this one, which found no memory."""
-        now_s, num_tokens = self._clock(), sum(item.num_new for item in batch)
+        """Find memory for a step that found none: prefills are cut, then who finds none alone
+        fails, and only where nobody does the youngest gives its place up."""
+        num_tokens = sum(item.num_new for item in batch)
         if num_tokens > len(batch):
-            self._caps.lower(now_s, tokens=max(len(batch), num_tokens // 2))
-        elif len(batch) > 1:
-            victim = self._scheduler.preempt(item.seq for item in batch)
-            self._caps.lower(now_s, running=len(self._scheduler.running))
+            self._caps.lower(self._clock(), tokens=num_tokens // 2)
+            return []
+        outputs = self._isolate(batch)
+        left = self._left_of(batch)
+        if len(left) == len(batch) > 1:
+            victim = self._scheduler.preempt(item.seq for item in left)
+            self._caps.lower(self._clock(), running=len(self._scheduler.running))
             log.warning("out of memory: a sequence of job %s waits", victim.job_id)
-        elif batch:
-            return self._fail(batch[0].seq, "out_of_memory", NO_MEMORY)
-        return []
+        return outputs
 
     def _isolate(self, batch: SequenceOf[Scheduled]) -> list[tuple[str, Output]]:
-        """Compute a step one entry at a time; the jobs of those that raise fail.
+        """Compute a step in halves, and of those that raise the halves; who raises alone fails.
 
         Raises:
-            EngineBroken: none could be computed, and it is not for the one request.
+            EngineBroken: none could be computed, nor a text that is known to work.
         """
         outputs: list[tuple[str, Output]] = []
         started_s = self._clock()
         done: list[Scheduled] = []
         found: list[RowResult] = []
-        for item in batch:
-            if not self._is_alive(item.seq):
-                continue  # another choice of its job has raised
-            try:
-                found += self.runner.run([item])
-                done.append(item)
-            except OutOfMemory:
-                continue  # it is scheduled again
-            except EngineBroken:
-                raise
-            except Exception:
-                outputs += self._fail_raised(item.seq)
+        parts = _halves(batch)
+        while parts:
+            part = self._left_of(parts.pop(0))  # another choice of a job may have failed
+            if not part:
+                continue
+            launched = self._launch(part, waits=True)
+            if isinstance(launched, _Flight):
+                done += part
+                found += launched.pending.results()
+            elif len(part) > 1:
+                parts = [*_halves(part), *parts]
+            else:
+                outputs += self._fail_alone(part[0], launched)
         if not done:
-            self._check(len(outputs))
+            if outputs:
+                self._check()
             return outputs
         flight = _Flight(done, _Done(found), started_s)
         self._go_on(flight, set())
         return outputs + self._land(flight)
 
-    def _check(self, num_failed: int) -> None:
+    def _fail_alone(self, item: Scheduled, fault: Exception) -> list[tuple[str, Output]]:
+        """Fail the job of an entry that raised alone, unless a smaller piece may find memory."""
+        if not isinstance(fault, OutOfMemory):
+            log.error("job %s failed", item.seq.job_id, exc_info=fault)
+            return self._fail(item.seq, "internal_error", FAILED)
+        self._out_of_memory += 1
+        if item.num_new > 1:
+            self._caps.lower(self._clock(), tokens=item.num_new // 2)
+            return []
+        log.warning("out of memory: job %s fails", item.seq.job_id)
+        self._caps.reset()
+        return self._fail(item.seq, "out_of_memory", NO_MEMORY)
+
+    def _check(self) -> None:
         """Whether more can be computed after all that was asked for has failed."""
-        if num_failed == 0:
-            return
-        if num_failed > 1:
-            raise EngineBroken(f"{num_failed} requests failed, each alone")
         try:
             self.runner.check()
         except Exception as fault:
@@ -423,23 +445,32 @@ class EngineCore:
             for seq in self._suspects
             if not any(seq is item.seq for item, _result in alive if item.samples)
         ]
-        failed: set[str] = set()
-        for settle in (self._prompt_output, self._resolve, self._tell):
-            for item, result in alive:
-                if item.seq.job_id in failed:
-                    continue
-                try:
-                    outputs += settle(item, result)
-                except EngineBroken:
-                    raise
-                except Exception:
-                    failed.add(item.seq.job_id)
-                    outputs += self._fail_raised(item.seq)
-        self._forget([item.seq for item, _result in alive if item.seq.finish])
+        outputs += self._each(alive, self._prompt_output)
+        outputs += self._each(alive, self._resolve)
+        ended = [item.seq for item, _result in alive if item.seq.finish]
+        self._scheduler.remove(ended)
+        outputs += self._each(alive, self._tell)
+        self._forget(ended)
+        return outputs
+
+    def _each(
+        self, pairs: SequenceOf[tuple[Scheduled, RowResult]], settle: _Settle
+    ) -> list[tuple[str, Output]]:
+        """One thing for all; a job that it raises for fails."""
+        outputs: list[tuple[str, Output]] = []
+        for item, result in pairs:
+            if not self._is_alive(item.seq):
+                continue
+            try:
+                outputs += settle(item, result)
+            except EngineBroken:
+                raise
+            except Exception:
+                outputs += self._fail_raised(item.seq)
         return outputs
 
     def _resolve(self, item: Scheduled, result: RowResult) -> list[tuple[str, Output]]:
-        self._scheduler.resolve([item], [result.token_id])
+        self._scheduler.resolve(item, result.token_id)
         return []
 
     def _tell(self, item: Scheduled, result: RowResult) -> list[tuple[str, Output]]:
@@ -514,6 +545,7 @@ class EngineCore:
 
     def _forget(self, seqs: Iterable[Sequence]) -> None:
         for seq in list(seqs):
+            self._suspects = [one for one in self._suspects if one is not seq]
             left = [one for one in self._jobs.get(seq.job_id, []) if one is not seq]
             if left:
                 self._jobs[seq.job_id] = left
@@ -529,6 +561,11 @@ class EngineCore:
         self._pace.observe(prefill, sum(item.num_new == 1 for item in batch), seconds)
         self._prefill_rate.add(prefill, seconds)
         self._decode_rate.add(sum(item.samples for item in batch), seconds)
+
+
+def _halves(batch: SequenceOf[Scheduled]) -> list[list[Scheduled]]:
+    middle = len(batch) // 2
+    return [part for part in (list(batch[:middle]), list(batch[middle:])) if part]
 
 
 def step_output(seq: Sequence, result: RowResult) -> StepOutput:

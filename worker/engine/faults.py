@@ -11,7 +11,8 @@ from typing import Final
 FAILED: Final = "the model failed on this request"
 NO_MEMORY: Final = "the memory does not hold this request, even alone"
 
-_EASE_S: Final = 10.0
+_EASE_TOKENS_S: Final = 1.0
+_EASE_RUNNING_S: Final = 10.0
 
 
 class OutOfMemory(Exception):
@@ -27,8 +28,9 @@ class StepCaps:
 
     A step's memory grows with its tokens and, by their logits, with its sequences; keys and values
     have theirs from the start. So a prefill is cut into smaller pieces first, which costs nobody
-    his place, and only a step of single tokens gives up its youngest sequence. Every ten seconds
-    without such a fault both caps double.
+    his place and is tried again with twice as many every second. Only a step of single tokens each
+    of which finds memory alone gives up its youngest sequence; ten seconds pass before more run
+    again. When it was one request that found no memory, both caps are what they were at once.
 
     Args:
         max_running, max_batch_tokens: as configured.
@@ -39,18 +41,27 @@ class StepCaps:
 
     def __init__(self, max_running: int, max_batch_tokens: int) -> None:
         self._max_running, self._max_batch_tokens = max_running, max_batch_tokens
-        self.running, self.tokens = max_running, max_batch_tokens
-        self._changed_s = 0.0
+        self._running_s = self._tokens_s = 0.0
+        self.reset()
+
+    def reset(self) -> None:
+        """Have steps hold what is configured."""
+        self.running, self.tokens = self._max_running, self._max_batch_tokens
 
     def lower(self, now_s: float, *, running: int | None = None, tokens: int | None = None) -> None:
         """Have steps hold less than the one that failed."""
-        self.running = max(1, running if running is not None else self.running)
-        self.tokens = max(1, tokens if tokens is not None else self.tokens)
-        self._changed_s = now_s
+        if running is not None:
+            self.running, self._running_s = max(1, running), now_s
+        if tokens is not None:
+            self.tokens, self._tokens_s = max(1, tokens), now_s
+
+    def tokens_beside(self, num_decodes: int) -> int:
+        """Most tokens in a step: no decode waits because of the cap, and a prefill goes on."""
+        return min(max(self.tokens, num_decodes + 1), self._max_batch_tokens)
 
     def ease(self, now_s: float) -> None:
         """Let time pass."""
-        if now_s - self._changed_s >= _EASE_S:
-            self.running = min(2 * self.running, self._max_running)
-            self.tokens = min(2 * self.tokens, self._max_batch_tokens)
-            self._changed_s = now_s
+        if now_s - self._tokens_s >= _EASE_TOKENS_S:
+            self.tokens, self._tokens_s = min(2 * self.tokens, self._max_batch_tokens), now_s
+        if now_s - self._running_s >= _EASE_RUNNING_S:
+            self.running, self._running_s = min(2 * self.running, self._max_running), now_s

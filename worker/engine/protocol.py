@@ -60,7 +60,7 @@ class Job:
         deadline_s: seconds from submission after which nobody waits for it any more.
         cache_salt: seeds the prefix cache.
         tenant: who asks; tenants who wait are served fairly.
-        priority: lower runs first; ties in order of arrival.
+        priority: of the tenant's own, lower runs first; ties in order of arrival.
         begun: tokens that each choice has already, to go on from; None for a choice that has ended.
             Empty for a job from its beginning. Outputs begin behind these tokens.
     """

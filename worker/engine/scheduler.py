@@ -8,6 +8,7 @@ recomputed later (vLLM's preemption by recomputation).
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from worker.engine.fairness import FairQueue
 from worker.engine.rates import PrefillBudget
 from worker.engine.sequence import PENDING, Sequence
 
-_MOST_PASSED: Final = 16
+_MOST_LOOKS: Final = 16
 """How many of the queue a step looks up in the prefix cache in vain, which bounds its time."""
+_MOST_PASSED: Final = 256
+"""How many of the queue a step passes; beside those looked up they wait for a leader."""
 MAX_SCORED_TOKENS: Final = 256
 """Prompt tokens of a step whose log probabilities are wanted, over all sequences: each takes a row
 of logits as wide as the vocabulary, so those of a long prompt would fill the memory."""
@@ -133,21 +136,23 @@ class Scheduler:
         self._max_running, self._max_batch_tokens = max_running, max_batch_tokens
 
     def add(self, seq: Sequence) -> None:
-        """Queue a sequence: by priority, fairly between tenants, then in order of arrival.
+        """Queue a sequence: fairly between tenants, a tenant's own by priority and arrival.
 
         One that was admitted before keeps its place.
         """
-        self._waiting.add(seq.tenant, _age(seq), seq, keeps_place=seq.num_cached is not None)
+        self._waiting.add(seq.tenant, _order(seq), seq, keeps_place=seq.num_cached is not None)
 
     def remove(self, seqs: Iterable[Sequence]) -> None:
         """Take sequences out, wherever they are, and free their blocks."""
         gone = {id(seq) for seq in seqs}
         if not gone:
             return
-        for seq in [seq for seq in self.running if id(seq) in gone]:
+        running = [seq for seq in self.running if id(seq) in gone]
+        for seq in running:
             self._pool.release(seq)
         self.running = [seq for seq in self.running if id(seq) not in gone]
-        self._waiting.discard(gone)
+        if len(running) < len(gone):
+            self._waiting.discard(gone)
 
     def expired(self, now_s: float) -> list[Sequence]:
         """Sequences whose deadline has passed, running or waiting."""
@@ -161,15 +166,15 @@ class Scheduler:
             prefill: bound on the prefills of a step that has decodes; None for none of their own.
         """
         batch: list[Scheduled] = []
-        by_age = sorted(self.running, key=_age)
+        in_turn = _in_turn(self.running)
         left = _Left(self._max_batch_tokens, prefill)
-        self._extend([seq for seq in by_age if seq.num_pending == 1], left, batch)
+        self._extend([seq for seq in in_turn if seq.num_pending == 1], left, batch)
         if batch:
             left.bound_prefill()
-        self._extend([seq for seq in by_age if seq.num_pending > 1], left, batch)
+        self._extend([seq for seq in in_turn if seq.num_pending > 1], left, batch)
         self._admit(left, batch)
         while not batch and self._waiting and (parked := self._parked()):
-            self._preempt(max(parked, key=_age), batch)
+            self._preempt(_in_turn(parked)[-1], batch)
             self._admit(left, batch)
         return batch
 
@@ -192,7 +197,7 @@ class Scheduler:
 
     def preempt(self, seqs: Iterable[Sequence]) -> Sequence:
         """Take the blocks of the youngest of these running sequences, and queue it again."""
-        victim = max(seqs, key=_age)
+        victim = _in_turn(seqs)[-1]
         self._preempt(victim, [])
         return victim
 
@@ -235,17 +240,21 @@ class Scheduler:
         for item in batch:
             item.seq.num_computed += item.num_new
             self._pool.publish(item.seq)
-            if item.samples:
-                self._waiting.charge_generated(item.seq.tenant, 1)
-                if not item.seq.is_beam:
-                    item.seq.reserve()
+            if item.samples and not item.seq.is_beam:
+                item.seq.reserve()
 
-    def resolve(self, batch: SequenceOf[Scheduled], sampled: SequenceOf[int | None]) -> None:
-        """Take a counted step's tokens: one a batch entry, None where none was sampled."""
-        for item, token_id in zip(batch, sampled, strict=True):
-            if token_id is not None and not item.seq.is_beam:
-                item.seq.resolve(token_id)
-        self.remove([item.seq for item in batch if item.seq.finish])
+    def resolve(self, item: Scheduled, token_id: int | None) -> None:
+        """Take the token of an entry of a counted step, None where none was sampled.
+
+        What it ends is still to be removed.
+        """
+        seq = item.seq
+        before = seq.num_output - 1  # the token takes the place that was reserved
+        if token_id is not None and not seq.is_beam:
+            seq.resolve(token_id)
+        if item.samples:
+            num_tokens = 1 if seq.is_beam else seq.num_output - before
+            self._waiting.charge_generated(seq.tenant, num_tokens)
 
     def _admit(self, left: _Left, batch: list[Scheduled]) -> None:
         """Start sequences from the queue, in its order.
@@ -254,12 +263,15 @@ class Scheduler:
         its leader. Nothing passes a sequence that waits for blocks.
         """
         passed: list[Sequence] = []
-        looked_at, has_room = 0, True
-        while self._waiting and left.tokens and len(self.running) < self._max_running:
-            if not has_room or looked_at == _MOST_PASSED:
+        looks, has_room = 0, True
+        while left.tokens and len(self.running) < self._max_running:
+            takes_long = not left.is_spent_on_long
+            if not (len(self._waiting) if takes_long else self._waiting.num_ready):
                 break
-            seq = self._waiting.pop()
-            if _waits_for_leader(seq) or (seq.is_long and left.is_spent_on_long):
+            if not has_room or looks == _MOST_LOOKS or len(passed) == _MOST_PASSED:
+                break
+            seq = self._waiting.pop(with_aside=takes_long)
+            if _waits_for_leader(seq):
                 passed.append(seq)
                 continue
             num_found = seq.num_computed = self._pool.match_prefix(seq)
@@ -269,7 +281,7 @@ class Scheduler:
             if not has_room or num_new == 0:
                 self._pool.release(seq)
                 passed.append(seq)
-                looked_at += 1
+                looks += 1
                 continue
             if seq.num_cached is None:
                 seq.num_cached = num_found
@@ -280,14 +292,15 @@ class Scheduler:
             batch.append(Scheduled.next_of(seq, num_new))
             left.spend(seq, num_new)
         for seq in passed:
+            is_known = seq.num_cached is not None
             self._waiting.put_back(
-                seq.tenant, _age(seq), seq, keeps_place=seq.num_cached is not None
+                seq.tenant, _order(seq), seq, keeps_place=is_known, aside=seq.is_long
             )
 
     def _make_room(self, seq: Sequence, num_tokens: int, batch: list[Scheduled]) -> bool:
         """Preempt the youngest until `seq` can grow; False when `seq` itself was the youngest."""
         while not self._pool.can_grow(seq, num_tokens):
-            victim = max(self.running, key=_age)
+            victim = _in_turn(self.running)[-1]
             self._preempt(victim, batch)
             if victim is seq:
                 return False
@@ -304,8 +317,23 @@ class Scheduler:
         self.preemptions += 1
 
 
-def _age(seq: Sequence) -> tuple[int, int, int]:
+def _age(seq: Sequence) -> tuple[int, int]:
+    return (seq.arrival, seq.index)
+
+
+def _order(seq: Sequence) -> tuple[int, int, int]:
     return (seq.priority, seq.arrival, seq.index)
+
+
+def _in_turn(seqs: Iterable[Sequence]) -> list[Sequence]:
+    """The oldest first; but in the places of a tenant its own come by priority."""
+    by_age = sorted(seqs, key=_age)
+    if not any(seq.priority for seq in by_age):
+        return by_age
+    own: dict[str, deque[Sequence]] = defaultdict(deque)
+    for seq in sorted(by_age, key=_order):
+        own[seq.tenant].append(seq)
+    return [own[seq.tenant].popleft() for seq in by_age]
 
 
 def _waits_for_leader(seq: Sequence) -> bool:

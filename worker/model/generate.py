@@ -8,7 +8,6 @@ and forces the token it chose, so every sampling parameter means the same as on 
 from __future__ import annotations
 
 import copy
-import heapq
 import inspect
 import logging
 import queue
@@ -21,6 +20,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from worker.engine.engine import BAD_LOGITS, JobFailed, Output, RowResult, step_output
+from worker.engine.fairness import FairQueue
 from worker.engine.faults import FAILED, NO_MEMORY, EngineBroken, OutOfMemory
 from worker.engine.protocol import EngineLoad, Job, PromptOutput, RawLogprob, SequenceParams
 from worker.engine.rates import Rate
@@ -47,7 +47,7 @@ class GenerateCore:
     def __init__(self, loaded: LoadedModel, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._loaded = loaded
         self._clock = clock
-        self._waiting: list[tuple[int, int, int, Sequence]] = []
+        self._waiting: FairQueue[Sequence] = FairQueue()
         self._current: _Run | None = None
         self._arrivals = 0
         self._steps = 0
@@ -59,14 +59,14 @@ class GenerateCore:
     @property
     def has_work(self) -> bool:
         """Whether `step` would have anything to do."""
-        return self._current is not None or bool(self._waiting)
+        return self._current is not None or len(self._waiting) > 0
 
     def submit(self, job: Job) -> None:
         """Queue a job."""
         self._arrivals += 1
         self._prompt_tokens += len(job.prompt_ids)
         for seq in sequences_of(job, self._arrivals, self._clock()):
-            heapq.heappush(self._waiting, (seq.priority, seq.arrival, seq.index, seq))
+            self._waiting.add(seq.tenant, (seq.priority, seq.arrival, seq.index), seq)
 
     def abort(self, job_id: str, index: int | None = None) -> None:
         """End a job, or one choice of it; what is unknown or already ended is no error."""
@@ -74,8 +74,7 @@ class GenerateCore:
         def meant(seq: Sequence) -> bool:
             return seq.job_id == job_id and index in (None, seq.index)
 
-        self._waiting = [entry for entry in self._waiting if not meant(entry[-1])]
-        heapq.heapify(self._waiting)
+        self._waiting.discard({id(seq) for seq in self._waiting if meant(seq)})
         if self._current is not None and meant(self._current.seq):
             self._end()
 
@@ -86,7 +85,8 @@ class GenerateCore:
         if self._current is None:
             if not self._waiting:
                 return outputs
-            seq = heapq.heappop(self._waiting)[-1]
+            seq = self._waiting.pop()
+            self._waiting.charge_prompt(seq.tenant, seq.num_tokens)
             if seq.wants_prompt_logprobs:
                 try:
                     with border(self._loaded.device):
@@ -105,6 +105,7 @@ class GenerateCore:
         run.seq.append(choice.token_id)
         self._decode_rate.add(1, self._clock() - started)
         self._generation_tokens += 1
+        self._waiting.charge_generated(run.seq.tenant, 1)
         outputs.append(
             (run.seq.job_id, step_output(run.seq, RowResult(choice.token_id, choice.logprob)))
         )
@@ -141,7 +142,7 @@ class GenerateCore:
         return EngineLoad(
             running=int(self._current is not None),
             waiting=len(self._waiting),
-            waiting_tokens=sum(entry[-1].num_tokens for entry in self._waiting),
+            waiting_tokens=sum(seq.num_tokens for seq in self._waiting),
             decode_tps=self._decode_rate.value,
             step=self._steps,
             busy=self.has_work,
@@ -176,7 +177,7 @@ class GenerateCore:
 
     def _drop_expired(self) -> list[tuple[str, Output]]:
         now = self._clock()
-        seqs = [entry[-1] for entry in self._waiting]
+        seqs = list(self._waiting)
         if self._current is not None:
             seqs.append(self._current.seq)
         late = dict.fromkeys(

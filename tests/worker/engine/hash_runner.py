@@ -11,7 +11,7 @@ from typing import Any
 from worker.engine.blocks import BlockPool
 from worker.engine.engine import EngineCore, JobFailed, Output, RowResult
 from worker.engine.protocol import Job, SequenceParams, StepOutput
-from worker.engine.scheduler import Scheduled
+from worker.engine.scheduler import Scheduled, Scheduler
 from worker.engine.sequence import PENDING
 
 VOCAB = 50
@@ -79,6 +79,15 @@ def core(runner: HashRunner, overlap: bool, num_blocks: int = 40) -> EngineCore:
     return EngineCore(
         runner, BlockPool(num_blocks, 4), max_running=6, max_batch_tokens=19, overlap=overlap
     )
+
+
+def settle(
+    scheduler: Scheduler, batch: SequenceOf[Scheduled], sampled: SequenceOf[int | None]
+) -> None:
+    """Take the tokens of a step, one a batch entry, and remove what they end."""
+    for item, token_id in zip(batch, sampled, strict=True):
+        scheduler.resolve(item, token_id)
+    scheduler.remove([item.seq for item in batch if item.seq.finish])
 
 
 def jobs(seed: int) -> list[Job]:

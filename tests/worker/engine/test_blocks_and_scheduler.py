@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.worker.engine.hash_runner import settle
 from worker.engine.blocks import BlockPool
 from worker.engine.protocol import Job, RawLogprob, SequenceParams
 from worker.engine.rates import PrefillBudget
@@ -49,7 +50,7 @@ def step(of: Scheduler) -> list[tuple[int, int]]:
     batch = of.schedule()
     seen = shape(batch)
     of.advance(batch)
-    of.resolve(batch, [7 if item.samples else None for item in batch])
+    settle(of, batch, [7 if item.samples else None for item in batch])
     return seen
 
 
@@ -146,7 +147,7 @@ def test_long_prefills_beside_decodes_have_a_budget_of_their_own() -> None:
     batch = of.schedule(bound)
     assert shape(batch) == [(0, 1), (1, 30)]
     of.advance(batch)
-    of.resolve(batch, [7, None])
+    settle(of, batch, [7, None])
     assert shape(of.schedule(bound)) == [(0, 1), (1, 10), (2, 20)]
 
 
@@ -162,7 +163,7 @@ def test_a_short_prompt_passes_long_ones() -> None:
     batch = of.schedule(bound)
     assert shape(batch) == [(0, 1), (1, 6), (3, 10), (4, 4)]
     of.advance(batch)
-    of.resolve(batch, [7, None, 7, None])
+    settle(of, batch, [7, None, 7, None])
     assert shape(of.schedule(bound)) == [(0, 1), (3, 1), (1, 6), (4, 6)]
 
 
@@ -281,7 +282,7 @@ def test_whatever_happens_blocks_are_conserved_and_everyone_finishes(seed: int) 
                 item.seq.num_computed + item.num_new
             )
         of.advance(batch)
-        of.resolve(batch, [rng.randint(1, 2) if item.samples else None for item in batch])
+        settle(of, batch, [rng.randint(1, 2) if item.samples else None for item in batch])
         held = {block for seq in of.running for block in seq.block_table}
         assert len(held) + pool.num_free == pool.num_blocks
     assert not of.has_work

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import pytest
 
 from tests.worker.engine.hash_runner import HashRunner, Step, core, jobs, outputs_of
+from worker.engine.blocks import BlockPool
 from worker.engine.engine import EngineCore, JobFailed, RowResult
 from worker.engine.faults import EngineBroken, OutOfMemory, StepCaps
 from worker.engine.grammar import Matcher
@@ -195,12 +196,42 @@ def test_a_job_that_cannot_be_taken_fails_alone() -> None:
 
 
 @BOTH
-def test_when_several_fail_each_alone_the_engine_is_broken(overlap: bool) -> None:
-    of = core(FaultyRunner(at_launch=of_evil(ValueError)), overlap)
+def test_when_several_fail_each_alone_and_the_model_runs_others_go_on(overlap: bool) -> None:
+    work = jobs(3)
+    runner = FaultyRunner(at_launch=of_evil(ValueError))
+    of = core(runner, overlap)
     of.submit(evil(0))
     of.submit(evil(1))
-    with pytest.raises(EngineBroken, match="2 requests failed"):
+    failed = dict(of.step())
+    assert failed == dict.fromkeys(
+        ("evil 0", "evil 1"), JobFailed("internal_error", "the model failed on this request")
+    )
+    assert runner.checks == 1
+    assert outputs_of(of, work) == undisturbed(work)
+
+
+@BOTH
+def test_when_several_fail_and_the_model_does_not_run_the_engine_is_broken(overlap: bool) -> None:
+    runner = FaultyRunner(at_launch=of_evil(ValueError), broken=RuntimeError("no device"))
+    of = core(runner, overlap)
+    of.submit(evil(0))
+    of.submit(evil(1))
+    with pytest.raises(EngineBroken, match="does not run any more"):
         of.step()
+
+
+def test_entries_that_raise_are_found_by_halving() -> None:
+    runner = FaultyRunner(at_launch=of_evil(ValueError, behind=4))
+    of = EngineCore(runner, BlockPool(400, 4), max_running=64, max_batch_tokens=512)
+    for number in range(63):
+        of.submit(Job(str(number), [number, 2], SequenceParams(max_tokens=9)))
+    of.submit(evil())
+    for _ in range(2):
+        of.step()
+    before = runner.batches
+    failed = [job_id for job_id, one in of.step() if isinstance(one, JobFailed)]
+    assert failed == ["evil 0"]
+    assert runner.batches - before <= 1 + 2 * 6
 
 
 @pytest.mark.parametrize("broken", [None, RuntimeError("no device")])
@@ -292,16 +323,125 @@ def test_memory_that_is_missing_when_results_are_read_ends_nobody() -> None:
     assert all_free(of)
 
 
+@pytest.mark.parametrize("is_oldest", [True, False], ids=["the oldest", "a long prompt"])
+def test_who_finds_no_memory_fails_alone_and_nobody_loses_his_place(is_oldest: bool) -> None:
+    now_s = 0.0
+
+    def fault(batch: Batch) -> Exception | None:
+        nonlocal now_s
+        now_s += 0.02
+        return of_evil(OutOfMemory, behind=20 * is_oldest)(batch)
+
+    of = EngineCore(
+        FaultyRunner(at_launch=fault),
+        BlockPool(400, 4),
+        max_running=16,
+        max_batch_tokens=64,
+        clock=lambda: now_s,
+    )
+    culprit = Job("evil", [EVIL] * (4 if is_oldest else 40), SequenceParams(max_tokens=60))
+    work = [Job(str(k), [k, 2, 3], SequenceParams(max_tokens=60)) for k in range(8)]
+    for job in [culprit, *work] if is_oldest else work:
+        of.submit(job)
+    for _ in range(5):
+        of.step()
+    if not is_oldest:
+        of.submit(culprit)
+    told: dict[str, float] = {}
+    pauses: list[float] = []
+    failed: list[tuple[str, str]] = []
+    while of.has_work:
+        for job_id, one in of.step():
+            if isinstance(one, JobFailed):
+                failed.append((job_id, one.code))
+            else:
+                pauses.append(now_s - told.get(job_id, now_s))
+                told[job_id] = now_s
+    assert failed == [("evil", "out_of_memory")]
+    assert max(pauses) < 0.5
+    assert of.load().preemptions == 0
+
+
+def test_after_a_request_found_no_memory_the_others_have_all_of_it() -> None:
+    runner = FaultyRunner(at_launch=of_evil(OutOfMemory))
+    of = EngineCore(runner, BlockPool(40, 4), max_running=6, max_batch_tokens=19, clock=float)
+    of.submit(Job("evil", [EVIL] * 15, SequenceParams(max_tokens=5)))
+    while of.has_work:
+        of.step()
+    assert runner.batches <= 8
+    of.submit(Job("long", [1] * 19, SequenceParams(max_tokens=2)))
+    assert len(of.step()) == 1, "its prefill took a single step"
+
+
+def test_decodes_do_not_wait_because_of_a_cap() -> None:
+    caps = StepCaps(max_running=8, max_batch_tokens=100)
+    caps.lower(50.0, tokens=1)
+    assert (caps.tokens_beside(0), caps.tokens_beside(6)) == (1, 7)
+    assert caps.tokens_beside(200) == 100
+
+
+@dataclass
+class EndsMeanwhile(FaultyRunner):
+    """No memory for two sequences that have some output."""
+
+    def launch(self, batch: Batch) -> Step:
+        if len(batch) > 1 and all(item.seq.num_output >= 4 for item in batch):
+            raise OutOfMemory
+        return super().launch(batch)
+
+
+@BOTH
+def test_who_is_left_of_a_step_that_found_no_memory_does_not_fail(overlap: bool) -> None:
+    """Overlapped, the other of the two ends by the step before."""
+    plain = SequenceParams(max_tokens=10)
+    tokens = undisturbed([Job("p", [1, 2, 3], plain)])["p", 0]
+    ends = SequenceParams(max_tokens=10, stop_token_ids=(tokens[3],))
+    work = [Job("short", [1, 2, 3], ends), Job("long", [9, 8, 7], plain)]
+    of = core(EndsMeanwhile(), overlap)
+    for job in work:
+        of.submit(job)
+    assert outputs_of(of, []) == undisturbed(work)
+
+
+def test_what_raises_together_and_finds_no_memory_alone_fails_in_the_end() -> None:
+    def fault(batch: Batch) -> Exception | None:
+        return ValueError("together") if len(batch) > 1 else OutOfMemory()
+
+    of = core(FaultyRunner(at_launch=fault), overlap=False)
+    for number in range(2):
+        of.submit(Job(str(number), [number] * 9, SequenceParams(max_tokens=5)))
+    failed = dict(one for _ in range(20) for one in of.step())
+    assert {job_id: one.code for job_id, one in failed.items()} == {  # type: ignore[union-attr]
+        "0": "out_of_memory",
+        "1": "out_of_memory",
+    }
+    assert 2 <= of.load().out_of_memory < 20
+
+
+def test_sequences_of_a_lost_step_that_are_aborted_are_not_kept() -> None:
+    of = core(FaultyRunner(at_read=lambda _batch: RuntimeError("lost")), overlap=True)
+    of.submit(Job("a", [1, 2, 3], SequenceParams(max_tokens=9)))
+    while not of._suspects:
+        of.step()
+    of.abort("a")
+    assert of._suspects == []
+
+
 def test_the_caps_grow_back_with_time() -> None:
     caps = StepCaps(max_running=8, max_batch_tokens=100)
     caps.lower(50.0, running=3, tokens=20)
-    caps.ease(59.9)
+    caps.ease(50.9)
     assert (caps.running, caps.tokens) == (3, 20)
-    caps.ease(60.0)
-    caps.ease(60.1)
-    assert (caps.running, caps.tokens) == (6, 40)
-    for now_s in (70.0, 80.0, 90.0):
+    caps.ease(51.0)
+    caps.ease(51.1)
+    assert (caps.running, caps.tokens) == (3, 40)
+    for now_s in (52.0, 53.0, 60.0):
         caps.ease(now_s)
+    assert (caps.running, caps.tokens) == (6, 100)
+    caps.ease(70.0)
+    assert (caps.running, caps.tokens) == (8, 100)
+    caps.lower(80.0, running=1, tokens=1)
+    caps.reset()
     assert (caps.running, caps.tokens) == (8, 100)
 
 

@@ -244,6 +244,25 @@ def test_the_plain_engine_fails_a_request_alone(
     assert core.load().out_of_memory == 1
 
 
+def test_the_plain_engine_serves_tenants_in_turn(checkpoint: Callable[[str], Path]) -> None:
+    config = EngineConfig(model_path=str(checkpoint("llama")), dtype="float32", engine="generate")
+    core = build(config, lambda _text: None, num_threads=1).core
+    assert isinstance(core, GenerateCore)
+    params = SequenceParams(max_tokens=2, temperature=0.0)
+    for number in range(10):
+        core.submit(Job(f"flood {number}", [1, 2], params, tenant="a", priority=-1))
+    core.submit(Job("given up", [1, 2], params, tenant="b"))
+    core.submit(Job("one", [1, 2], params, tenant="b", priority=1))
+    core.submit(Job("urgent", [1, 2], params, tenant="b"))
+    core.abort("given up")
+    assert core.load().waiting == 12
+    ended: list[str] = []
+    while core.has_work:
+        ended += [job_id for job_id, one in core.step() if getattr(one, "finish", None)]
+    assert ended[:4] == ["flood 0", "urgent", "flood 1", "one"]
+    assert len(ended) == 12
+
+
 def test_each_layer_moves_the_counter_on(checkpoint: Callable[[str], Path]) -> None:
     """Of fused layers, of transformers' own, of encoders, of encoder-decoders."""
     for kind, engine, least in (
