@@ -151,6 +151,34 @@ async def test_a_fastchat_caller_who_cannot_go_on_gets_that_time_in_any_case(
     assert (status, frame["error_code"], frame["finish_reason"]) == (200, 0, "length")
 
 
+async def test_embeddings_of_a_fastchat_caller_are_finished_where_others_are_handed_over(
+    start_worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = await start_worker()
+    engine, answer = worker.runtime.ready.engine, asyncio.Event()
+    embed = engine.embed
+    asked = 0
+
+    async def slow(inputs: list[list[int]]) -> list[list[float]]:
+        nonlocal asked
+        asked += 1
+        await answer.wait()
+        return await embed(inputs)
+
+    monkeypatch.setattr(engine, "embed", slow)
+    inputs = {"request_id": "r", "model": "sim", "inputs": ["x"]}
+    native = asyncio.create_task(worker.post("/native/embed", inputs))
+    fastchat = asyncio.create_task(worker.post("/worker_get_embeddings", {"input": ["x"]}))
+    await worker.until(lambda: asked == 2)
+    worker.runtime.handover.begin()
+    _status, refused = await native
+    assert "draining" in str(refused)
+    answer.set()
+    status, given = await fastchat
+    assert status == 200
+    assert len(given["embedding"]) == 1
+
+
 async def test_the_route_begins_a_drain_and_says_how_it_gets_on(start_worker: Any) -> None:
     worker = await start_worker(**FOREVER)
     running = asyncio.create_task(worker.events(prompt="x"))
