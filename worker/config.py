@@ -152,8 +152,10 @@ class Settings(TierSettings):
     engine_stall_s: float = Field(
         10.0,
         gt=0,
+        allow_inf_nan=False,
         description="seconds without any progress, inside a step too, after which the engine's "
-        "process is taken for hung, killed and started again",
+        "process is taken for hung, killed and started again; six times as long, a minute at "
+        "least, while it computes",
     )
     limit_worker_concurrency: Annotated[
         Annotated[int, Field(ge=1)] | None, BeforeValidator(_limit)

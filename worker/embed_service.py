@@ -25,8 +25,11 @@ class EmbedService:
         self._runtime = runtime
         self._metrics = metrics
 
-    async def embed(self, request: EmbedRequest) -> EmbedResponse:
+    async def embed(self, request: EmbedRequest, *, resumable: bool = True) -> EmbedResponse:
         """L2-normalised vectors; a long input is the mean of its pieces, weighted by tokens.
+
+        Args:
+            resumable: the caller can ask another worker when this one drains.
 
         Raises:
             TriremeError: `unsupported_by_model`; `invalid_value` for an empty input or for more
@@ -38,7 +41,7 @@ class EmbedService:
             raise TriremeError("unsupported_by_model", message, param="model")
         with self._runtime.request(request.gateway):
             names = [f"input[{at}]" for at in range(len(request.inputs))]
-            async with self._runtime.handover.wait():
+            with self._runtime.handover.request(resumable=resumable) as wait, wait:
                 pieces = await asyncio.to_thread(self._pieces, ready, request.inputs, names)
                 vectors = await self._vectors(ready, pieces, request.dimensions, request.tenant)
         return EmbedResponse(
@@ -55,12 +58,12 @@ class EmbedService:
                 not fit; or as `embed`.
         """
         ready = self._runtime.require(request.model, request.instance_id, request.digest)
-        with self._runtime.request(request.gateway):
-            async with self._runtime.handover.wait():
-                if ready.info.scores:
-                    return await self._cross_encoded(ready, request)
-                if ready.info.embeds:
-                    return await self._compared(ready, request)
+        handover = self._runtime.handover
+        with self._runtime.request(request.gateway), handover.request(resumable=True) as wait, wait:
+            if ready.info.scores:
+                return await self._cross_encoded(ready, request)
+            if ready.info.embeds:
+                return await self._compared(ready, request)
         message = f"The model `{request.model}` scores no texts."
         raise TriremeError("unsupported_by_model", message, param="model")
 

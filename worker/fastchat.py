@@ -294,7 +294,7 @@ async def _embeddings(params: GetEmbeddings, served: str, embeds: EmbedService) 
     request = EmbedRequest(
         request_id=f"fastchat-{shortuuid.uuid()}", model=served, inputs=[*params.input]
     )
-    answer = await embeds.embed(request)
+    answer = await embeds.embed(request, resumable=False)
     wanted: list[Any] = [*answer.embeddings_b64]
     if params.encoding_format != "base64":
         wanted = [array("f", base64.b64decode(text)).tolist() for text in wanted]

@@ -183,7 +183,7 @@ class _Link:
     Attributes:
         lease_s: seconds that it keeps a record; 0 before it has said.
         settled: set once nobody who asks it would still send requests to this draining worker,
-            or it cannot be reached.
+            or it is gone: nobody listens there, or two reports in a row have failed.
         successors: as it says, once this worker drains.
     """
 
@@ -251,7 +251,7 @@ class _Link:
         if self._failures == 0:
             log.warning("controller %s does not take the heartbeat: %r", self._url, error)
         self._failures += 1
-        if self._reporter.draining:
+        if self._reporter.draining and (self._failures > 1 or _refused(error)):
             self.settled.set()
             self.successors = 0
         self._is_fastchat = False  # whatever comes back there is asked anew
@@ -299,3 +299,10 @@ class _Link:
 
     def _record_url(self) -> str:
         return f"{self._url}/fleet/workers/{self._reporter.instance_id}"
+
+
+def _refused(error: BaseException | None) -> bool:
+    """Whether nobody listens there: any other failure may pass."""
+    while error is not None and not isinstance(error, ConnectionRefusedError):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -118,7 +118,8 @@ class Service:
                 request.tenant,
                 admitted=request.admitted,
             )
-            with place as ticket:
+            resumable = manner.resumable
+            with place as ticket, self._runtime.handover.request(resumable=resumable) as wait:
                 started = Started(
                     len(prompt.ids), self._runtime.instance_id, ready.digest, made.params.seed
                 )
@@ -126,9 +127,9 @@ class Service:
                     yield [started, Prompt(prompt.ids, prompt.text)]
                 else:
                     yield [started]
-                handover = self._runtime.handover
-                async with asyncio.timeout_at(until), handover.wait(resumable=manner.resumable):
-                    await ticket.wait_turn()
+                async with asyncio.timeout_at(until):
+                    with wait:
+                        await ticket.wait_turn()
                 self._metrics.queue_s.observe(time.monotonic() - arrived)
                 job = self._job(request, prompt, made, until)
                 if not begun:  # else the worker that began has counted it
@@ -138,7 +139,6 @@ class Service:
                 if not job.choices:
                     yield [run.done()]
                     return
-                wait = partial(handover.wait, resumable=manner.resumable)
                 stream = run.events(_hold_s(request, made), ticket.first_output, wait)
                 if made.n > request.sampling.n:
                     stream = _best(stream, request.sampling, run.alive)
@@ -357,7 +357,7 @@ class _Run:
                 raise TriremeError("invalid_value", message, param="resume") from error
 
     async def events(
-        self, hold_s: float, begun: Callable[[], None], wait: Callable[[], Wait]
+        self, hold_s: float, begun: Callable[[], None], wait: Wait
     ) -> AsyncGenerator[list[Event], None]:
         """Deltas as they are due, then `Done`.
 
@@ -373,7 +373,7 @@ class _Run:
         async with aclosing(self._ready.engine.submit(self._job, hold_s)) as batches:
             while True:
                 try:
-                    async with wait():
+                    with wait:
                         outputs = await anext(batches)
                 except StopAsyncIteration:
                     break

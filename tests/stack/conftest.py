@@ -13,6 +13,20 @@ from tests.stack.processes import Stack, running
 from worker.demo import demo_model_path
 
 
+STARTS_TIMEOUT_S = 300
+"""Of a test whose fixtures may have to start real processes: on a busy machine a model takes
+minutes to become ready (`Tier.wait_ready`), and its time is the first test's."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test here the time that its processes may take to start."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent) and not item.get_closest_marker(
+            "timeout"
+        ):
+            item.add_marker(pytest.mark.timeout(STARTS_TIMEOUT_S))
+
+
 @pytest.fixture(scope="session")
 def t5_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny encoder-decoder with the embedded model's tokenizer, without a chat template."""

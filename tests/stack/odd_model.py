@@ -27,7 +27,7 @@ class OddEmbedding(torch.nn.Embedding):
     def forward(self, ids):
         found = set(ids.flatten().tolist())
         while {HANG} in found:
-            pass
+            time.sleep(1)
         if {RAISE} in found:
             raise KeyError("a token that nobody expected")
         if {NO_MEMORY} in found and ids.numel() > 2:

@@ -67,7 +67,7 @@ class Tier:
                 stderr=subprocess.STDOUT,
             )
 
-    def wait_ready(self, timeout_s: float = 90.0) -> None:
+    def wait_ready(self, timeout_s: float = 180.0) -> None:
         """Until `/readyz` answers 200; fails with the log's end when the process has ended."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -128,7 +128,7 @@ class Stack:
         """One more gateway over the same controller."""
         return self._start("gateway", "--controller-address", self.controller.url, *args)
 
-    def wait_serving(self, timeout_s: float = 30.0) -> None:
+    def wait_serving(self, timeout_s: float = 60.0) -> None:
         """Until the gateway knows every worker that runs."""
         for worker in self.workers:
             if worker.process.poll() is None:

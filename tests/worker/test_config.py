@@ -125,3 +125,13 @@ def test_the_address_comes_from_host_and_port() -> None:
     assert everywhere.base_url(5, "10.0.0.1") == "http://10.0.0.1:5"
     named = load("--worker-address", "https://worker.example:99/")
     assert named.base_url(5, "10.0.0.1") == "https://worker.example:99"
+
+
+@pytest.mark.parametrize("limit", ["inf", "nan", "0"])
+def test_a_limit_for_hung_engines_that_never_ends_is_a_bad_argument(
+    limit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load("--engine-stall-s", limit)
+    assert ended.value.code == 2
+    assert "engine-stall-s" in capsys.readouterr().err

@@ -35,15 +35,15 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """`python -m worker.engine.child SOCKET PULSE CONFIG-JSON`, two descriptors: run until the
-    socket closes."""
-    end_with_parent()
+    """`python -m worker.engine.child PARENT-PID SOCKET PULSE CONFIG-JSON`, two descriptors: run
+    until the socket closes."""
+    end_with_parent(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the HTTP process decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s engine %(message)s")
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    pulse = Pulse(int(sys.argv[2]))
-    config = TypeAdapter(EngineConfig).validate_json(sys.argv[3])
+    channel = socket.socket(fileno=int(sys.argv[2]))
+    pulse = Pulse(int(sys.argv[3]))
+    config = TypeAdapter(EngineConfig).validate_json(sys.argv[4])
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(channel, inbox), daemon=True).start()
     size = config.tensor_parallel_size
@@ -55,7 +55,7 @@ def main() -> None:
             channel.sendall(pipe.encode(pipe.LoadFailed(reason)))
         os._exit(1)
 
-    started = Ranks(size, num_threads, sys.argv[3], rank_died) if size > 1 else None
+    started = Ranks(size, num_threads, sys.argv[4], rank_died) if size > 1 else None
     with started or contextlib.nullcontext() as ranks:
         try:
             built = _build(config, channel, num_threads, ranks, pulse.beat)

@@ -28,6 +28,7 @@ class EngineConfig:
         native_kernels: whether to compile and use the engine's own CPU kernels.
         seed: seeds the engine's own choices.
         stall_s: seconds without any progress after which the process is taken for hung.
+        load_stall_s: the same while it loads, when reading, writing and computing are progress.
     """
 
     engine: str = "paged"
@@ -53,3 +54,4 @@ class EngineConfig:
     native_kernels: bool = True
     seed: int | None = None
     stall_s: float = 10.0
+    load_stall_s: float = 120.0

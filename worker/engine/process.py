@@ -18,6 +18,7 @@ from pydantic_core import to_json
 from protocol.errors import TriremeError
 from worker.engine import pipe
 from worker.engine.config import EngineConfig
+from worker.engine.effort import cpu_s, effort_of
 from worker.engine.outputs import Output, Outputs
 from worker.engine.protocol import (
     EngineInfo,
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _LINE_LIMIT = 256 * 1024 * 1024
 _LARGE_LINE = 64 * 1024
+_LOOK_AT_LOAD_S = 2.0
 _END_S = 5.0
 """What a killed process gets to be gone: one that waits for a broken device may never be."""
 
@@ -50,7 +52,8 @@ class _EmbedCall:
 class EngineProcess:
     """An engine in a process of its own, which dies with this one.
 
-    It is killed when it makes no progress for `config.stall_s`, whatever the cause.
+    It is killed when it makes no progress for `config.stall_s`, or while it loads for
+    `config.load_stall_s`, whatever the cause.
 
     Args:
         config: which model, where, how large.
@@ -96,22 +99,9 @@ class EngineProcess:
         """
         self._dead = asyncio.get_running_loop().create_future()
         self._pulse = pulse = Pulse.create()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            passed = [theirs.fileno(), pulse.descriptor]
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "worker.engine.child",
-                *map(str, passed),
-                to_json(self._config).decode(),
-                pass_fds=passed,
-                env={**_waiting(), **os.environ},
-                stdin=asyncio.subprocess.DEVNULL,
-            )
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=_LINE_LIMIT)
         try:
-            await self._wait_ready(reader)
+            reader = await self._spawn(pulse)
+            await self._load_model(reader, pulse)
         except BaseException:
             await self.close()
             raise
@@ -197,6 +187,59 @@ class EngineProcess:
             self._pulse = None
         self._die("the engine was stopped")
 
+    async def _spawn(self, pulse: Pulse) -> asyncio.StreamReader:
+        """Start the process; what it sends can be read there."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                passed = [theirs.fileno(), pulse.descriptor]
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "worker.engine.child",
+                    *map(str, [os.getpid(), *passed]),
+                    to_json(self._config).decode(),
+                    pass_fds=passed,
+                    env={**_waiting(), **os.environ},
+                    stdin=asyncio.subprocess.DEVNULL,
+                )
+            reader, self._writer = await asyncio.open_unix_connection(sock=ours, limit=_LINE_LIMIT)
+        except BaseException:
+            ours.close()
+            raise
+        return reader
+
+    async def _load_model(self, reader: asyncio.StreamReader, pulse: Pulse) -> None:
+        """Wait until it is ready; a process that has stopped to load is not waited for."""
+        ready = asyncio.create_task(self._wait_ready(reader))
+        stalled = asyncio.create_task(self._wait_stalled(pulse))
+        try:
+            await asyncio.wait((ready, stalled), return_when=asyncio.FIRST_COMPLETED)
+            if not ready.done():
+                await stalled
+                limit_s = self._config.load_stall_s
+                raise ModelLoadError(
+                    f"the engine process did nothing for {limit_s:g} s ({self._progress})"
+                )
+            await ready
+        finally:
+            for task in (ready, stalled):
+                task.cancel()
+            await asyncio.gather(ready, stalled, return_exceptions=True)
+
+    async def _wait_stalled(self, pulse: Pulse) -> None:
+        """Returns when the process that loads does nothing at all. It may have to compile, or to
+        wait for another one that downloads the same files: all that it does is progress."""
+        assert self._process is not None
+        now_s = asyncio.get_running_loop().time
+        watchdog = Watchdog(self._config.load_stall_s, _LOOK_AT_LOAD_S)
+        while True:
+            effort = await asyncio.to_thread(effort_of, self._process.pid)
+            did = (self._progress, pulse.count, effort)
+            if effort is not None and watchdog.is_hung(did, now_s()):
+                return
+            await asyncio.sleep(watchdog.look_every_s)
+
     async def _wait_ready(self, reader: asyncio.StreamReader) -> None:
         while line := await reader.readline():
             message = pipe.decode_from_engine(line)
@@ -241,12 +284,13 @@ class EngineProcess:
 
     async def _watch(self, pulse: Pulse) -> None:
         """Kill the process when it is hung; what waits for it is told at once."""
-        limit_s, now_s = self._config.stall_s, asyncio.get_running_loop().time
-        watchdog = Watchdog(limit_s)
-        while not watchdog.is_hung(pulse.count, now_s()):  # noqa: ASYNC110  # nothing would wake it
+        assert self._process is not None
+        pid, now_s = self._process.pid, asyncio.get_running_loop().time
+        watchdog = Watchdog(self._config.stall_s)
+        while not watchdog.is_hung(pulse.count, now_s(), cpu_s(pid)):  # noqa: ASYNC110  # none wakes it
             await asyncio.sleep(watchdog.look_every_s)
         self._kill()
-        self._die(f"the engine made no progress for {limit_s:g} s and was killed")
+        self._die(f"the engine made no progress for {watchdog.still_s:.1f} s and was killed")
 
     def _kill(self) -> None:
         if self._process is not None and self._process.returncode is None:

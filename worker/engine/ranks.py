@@ -8,6 +8,7 @@ sockets and not through torch.distributed, since an idle engine would run into i
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 import subprocess
@@ -124,7 +125,7 @@ class Ranks:
         for rank in range(1, self.size):
             ours, theirs = socket.socketpair()
             with theirs:
-                arguments = [str(theirs.fileno()), str(rank), *self._arguments]
+                arguments = [str(os.getpid()), str(theirs.fileno()), str(rank), *self._arguments]
                 process = subprocess.Popen(
                     [sys.executable, "-m", "worker.model.rank", *arguments],
                     pass_fds=[theirs.fileno()],

@@ -26,16 +26,17 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """`python -m worker.model.rank FD RANK PORT THREADS CONFIG-JSON`: run until the socket ends."""
-    end_with_parent()
+    """`python -m worker.model.rank PARENT-PID FD RANK PORT THREADS CONFIG-JSON`: run until the
+    socket ends."""
+    end_with_parent(int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides when to stop
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    descriptor, rank, port, num_threads = map(int, sys.argv[1:5])
+    descriptor, rank, port, num_threads = map(int, sys.argv[2:6])
     logging.basicConfig(
         level=logging.INFO, format=f"%(asctime)s %(levelname)-7s rank {rank} %(message)s"
     )
     channel = socket.socket(fileno=descriptor)
-    config = TypeAdapter(EngineConfig).validate_json(sys.argv[5])
+    config = TypeAdapter(EngineConfig).validate_json(sys.argv[6])
     inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(channel, inbox), daemon=True).start()
     try:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
+import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import psutil
 import pytest
 
 from protocol.errors import TriremeError
 from worker.engine import pipe
 from worker.engine.config import EngineConfig
+from worker.engine.effort import cpu_s
 from worker.engine.engine import JobFailed
 from worker.engine.process import EngineProcess
-from worker.engine.protocol import EngineInfo, EngineLoad, Job, SequenceParams
+from worker.engine.protocol import EngineInfo, EngineLoad, Job, ModelLoadError, SequenceParams
 from worker.engine.watchdog import Pulse
 
 INFO = EngineInfo("fake", 100, (2,), 300, 1)
@@ -49,7 +55,9 @@ async def test_a_process_that_does_not_move_is_killed_and_its_jobs_fail(engine: 
     watching = asyncio.create_task(engine._watch(engine._pulse))
     assert await asyncio.wait_for(job, 5) == "engine_dead"
     assert 0.4 < time.monotonic() - began < 3
-    assert await engine.wait_dead() == "the engine made no progress for 0.4 s and was killed"
+    assert re.fullmatch(
+        r"the engine made no progress for \d\.\d s and was killed", await engine.wait_dead()
+    )
     assert await engine._process.wait() == -9
     assert await asyncio.wait_for(failing(engine), 5) == "engine_unavailable"
     await watching
@@ -62,6 +70,46 @@ async def test_a_process_that_moves_is_left_alone(engine: Any) -> None:
         engine._pulse.beat()
     assert not watching.done()
     watching.cancel()
+
+
+async def test_a_process_that_computes_without_moving_is_left_alone(engine: Any) -> None:
+    """A layer may last long."""
+    engine._process.kill()
+    await engine._process.wait()
+    engine._process = await asyncio.create_subprocess_exec(sys.executable, "-c", "while 1: pass")
+    watching = asyncio.create_task(engine._watch(engine._pulse))
+    used_s = cpu_s(engine.pid)
+    while cpu_s(engine.pid) - used_s < 1.0:  # it has had a second of the CPU
+        assert not watching.done()
+        await asyncio.sleep(0.05)
+    os.kill(engine.pid, signal.SIGSTOP)
+    await asyncio.wait_for(watching, 20)
+
+
+async def test_an_engine_that_stops_while_it_loads_is_not_waited_for() -> None:
+    engine = EngineProcess(EngineConfig(model_path="none", load_stall_s=0.6))
+    starting = asyncio.create_task(engine.start())
+    while engine.pid is None:  # noqa: ASYNC110  # nothing tells when it is there
+        await asyncio.sleep(0.01)
+    os.kill(engine.pid, signal.SIGSTOP)
+    with pytest.raises(ModelLoadError) as caught:
+        await asyncio.wait_for(starting, 20)
+    assert (
+        str(caught.value)
+        == "the engine process did nothing for 0.6 s (starting the engine process)"
+    )
+    assert not psutil.pid_exists(engine.pid)
+
+
+async def test_nothing_is_left_open_when_the_process_cannot_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    before = psutil.Process().num_fds()
+    for _ in range(3):
+        with pytest.raises(FileNotFoundError):
+            await EngineProcess(EngineConfig(model_path="none")).start()
+    assert psutil.Process().num_fds() == before
 
 
 @pytest.mark.parametrize(
