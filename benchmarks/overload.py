@@ -21,7 +21,7 @@ from rich.table import Table
 
 from benchmarks.loops import run
 from benchmarks.machine import machine, versions
-from benchmarks.overload_load import Level, Plan, back_to_normal_s, capacity, offer
+from benchmarks.overload_load import Level, Plan, capacity, offer
 from benchmarks.overload_plot import draw
 from benchmarks.stack import OwnStack, own_stack
 from benchmarks.stats import short
@@ -54,8 +54,8 @@ def main(
     out.parent.mkdir(parents=True, exist_ok=True)
     plan = Plan(tokens=tokens, running=running, queue=queue, deadline_s=deadline_s)
     with own_stack(plan.worker_args(), out.parent / "logs") as stack:
-        most, levels, normal_s = run(_sweep(stack, plan, _numbers(factors), seconds, console))
-    found = verdicts(levels, normal_s)
+        most, levels = run(_sweep(stack, plan, _numbers(factors), seconds, console))
+    found = verdicts(levels)
     Console(highlight=False, width=max(console.width, 170)).print(table(levels))
     for text, kept in found:
         console.print(f"{'kept  ' if kept else 'MISSED'}  {text}", markup=False)
@@ -66,7 +66,6 @@ def main(
         "plan": asdict(plan),
         "capacity_requests_per_s": most,
         "levels": [asdict(level) for level in levels],
-        "back_to_normal_s": normal_s,
         "promises": [{"text": text, "kept": kept} for text, kept in found],
     }
     out.write_text(json.dumps(result, indent=1) + "\n")
@@ -87,25 +86,24 @@ def _numbers(text: str) -> list[float]:
 
 async def _sweep(
     stack: OwnStack, plan: Plan, factors: Sequence[float], seconds: float, console: Console
-) -> tuple[float, list[Level], float]:
+) -> tuple[float, list[Level]]:
     most = await capacity(stack.gateway_url, plan, random.Random(0))
     console.print(f"capacity: {most:.1f} requests a second, {most * plan.tokens:.0f} tokens")
     levels = []
-    normal_s = 0.0
     for factor in factors:
         levels.append(await offer(stack, plan, factor, most, seconds))
-        normal_s = max(normal_s, await back_to_normal_s(stack.gateway_url, plan))
-        console.print(f"{factor:g}x is done; back to normal after at most {normal_s:.1f} s")
-    return most, levels, normal_s
+        console.print(f"{factor:g}x is done")
+    return most, levels
 
 
-def verdicts(levels: Sequence[Level], normal_s: float) -> list[tuple[str, bool]]:
+def verdicts(levels: Sequence[Level]) -> list[tuple[str, bool]]:
     """Each promise with what was measured, and whether it was kept."""
     peak = max(level.goodput_tokens_per_s for level in levels)
     shares = {level.factor: level.goodput_tokens_per_s / peak for level in levels}
     beyond = {factor: share for factor, share in shares.items() if 1 < factor <= 4}
     worst = max((level.rejected_p99_ms for level in levels if level.rejected), default=0.0)
     grown = max(level.grown_mib for level in levels)
+    normal_s = max(level.back_to_normal_s for level in levels)
     bad = sum(level.faults for level in levels)
     resets = sum(level.resets for level in levels)
     found = [
@@ -148,6 +146,7 @@ def row(level: Level) -> dict[str, str]:
         "TTFT\np50 / p99": _pair(level.ttft_p50_ms, level.ttft_p99_ms),
         "E2E\np50 / p99": _pair(level.e2e_p50_ms, level.e2e_p99_ms),
         "too late": str(level.late),
+        "normal\nafter": f"{level.back_to_normal_s:.1f} s",
         "other 5xx": str(level.faults),
         "resets": str(level.resets),
         "memory\ngateway": _memory(level, "gateway"),

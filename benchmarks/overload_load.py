@@ -96,6 +96,7 @@ class Level:
         faults: other 5xx than 503 and 504.
         memory_mib: (before, most) by tier.
         cores: how many each tier and this program, `client`, kept busy.
+        back_to_normal_s: seconds from the last arrival until answers are as on an idle worker.
     """
 
     factor: float
@@ -114,6 +115,7 @@ class Level:
     resets: int
     memory_mib: dict[str, tuple[float, float]]
     cores: dict[str, float]
+    back_to_normal_s: float
 
     @property
     def grown_mib(self) -> float:
@@ -189,13 +191,14 @@ async def offer(
             rng = random.Random(f"overload/{factor}/{number}")
             due_s = begun + after
             sent.append(asyncio.create_task(ask(http, stack.gateway_url, plan, rng, due_s)))
+        normal_s = await back_to_normal_s(stack.gateway_url, plan)
         seen = await asyncio.gather(*sent)
     watching.cancel()
     lasted_s = time.perf_counter() - begun
     cores = {tier: (busy[tier] + cpu_s(pids)) / lasted_s for tier, pids in roots.items()}
     cores["client"] -= sum(one for tier, one in cores.items() if tier != "client")  # its children
     opens, closes = begun + RAMP_S, begun + RAMP_S + seconds
-    return level_of(factor, rate, seen, (opens, closes), plan, memory.found, cores)
+    return level_of(factor, rate, seen, (opens, closes), plan, memory.found, cores, normal_s)
 
 
 def level_of(
@@ -206,6 +209,7 @@ def level_of(
     plan: Plan,
     memory: dict[str, tuple[float, float]],
     cores: dict[str, float],
+    normal_s: float,
 ) -> Level:
     """What the requests of one level make together; those that were due before `window` opens, or
     ended outside of it, do not count as goodput. Pure.
@@ -234,6 +238,7 @@ def level_of(
         resets=sum(one.status == 0 for one in seen),
         memory_mib=memory,
         cores=cores,
+        back_to_normal_s=normal_s,
     )
 
 
