@@ -12,7 +12,6 @@ import transformers as hf
 from tests.stack.processes import Stack, running
 from worker.demo import demo_model_path
 
-
 STARTS_TIMEOUT_S = 300
 """Of a test whose fixtures may have to start real processes: on a busy machine a model takes
 minutes to become ready (`Tier.wait_ready`), and its time is the first test's."""
