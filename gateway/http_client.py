@@ -19,7 +19,7 @@ IDLE_CONNECTION_S: Final = 30.0
 """Idle connections are dropped long before a worker drops them (75 s), so none is found dead."""
 LINGER_S: Final = 1.0
 """How long the rest of a body may take whose reader has all it wants."""
-MAX_BUFFERED_BYTES: Final = 256 * 1024
+MAX_BUFFERED_BYTES: Final = 64 * 1024
 """Of one answer; beyond it nothing is read from the socket until somebody takes it."""
 CHECK_S: Final = 1.0
 
