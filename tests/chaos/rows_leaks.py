@@ -19,7 +19,7 @@ CLIENTS = 32
 WARM_SHARE = 0.2
 MAX_GROWTH_MIB = 24.0
 TORCH_MIB = 450.0
-"""What torch keeps by shapes of batches: it grows over the first 5,000 requests, then no more."""
+"""What torch and oneDNN keep by shapes of batches (docs/reliability.md)."""
 IDLE_CONNECTION_S = 80.0
 """A worker drops a connection of the gateway's that nobody used for 75 s."""
 
