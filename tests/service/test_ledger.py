@@ -17,6 +17,7 @@ from trireme.service.ledger import (
     LedgerError,
     UsageRow,
     default_path,
+    is_passing,
     open_ledger,
     text_of,
     timestamp,
@@ -167,6 +168,35 @@ def test_a_locked_file_holds_up_no_end_and_its_rows_are_there_after_the_next_sta
     assert lost == []
     assert not list(tmp_path.glob("*.jsonl"))
     assert sorted(written(path)) == [*map(str, range(10)), "req-1"], "each counts once"
+
+
+def test_rows_that_wait_too_long_are_put_aside_and_taken_in_by_the_same_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "usage.db"
+    monkeypatch.setattr(module, "MAX_QUEUED", 4)
+    monkeypatch.setattr(module, "_RETRY_S", 0.05)
+    assert written(path, ROW) == ["req-1"]
+    lost: list[int] = []
+    ledger = Ledger(path, 400, lost.append)
+    with locked(path):
+        ledger.start()
+        for _ in range(3):
+            ledger.add(ROW)
+        until(lambda: list(tmp_path.glob("*.jsonl")))
+        ledger.add(ROW)
+    until(lambda: len(read(path)) == 5)
+    ledger.close()
+    assert (lost, list(tmp_path.glob("*.jsonl"))) == ([], [])
+
+
+def test_a_full_disk_passes(tmp_path: Path) -> None:
+    with closing(open_ledger(tmp_path / "usage.db")) as connection:
+        connection.execute("PRAGMA max_page_count = 1")
+        with pytest.raises(sqlite3.OperationalError, match="full") as caught, connection:
+            connection.executemany(module.INSERT, [ROW._replace(model="m" * 9000)] * 9)
+    assert is_passing(caught.value)
+    assert not is_passing(sqlite3.OperationalError("no such table"))
 
 
 def test_a_line_that_is_no_row_keeps_no_other_from_being_taken_in(
