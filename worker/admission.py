@@ -108,7 +108,8 @@ class Admission:
         """Take a place.
 
         Args:
-            tokens: the prompt's. sequences: choices. priority: of the tenant's own, lower goes first.
+            tokens: the prompt's. sequences: choices.
+            priority: of the tenant's own, lower goes first.
             tenant: those who ask are served fairly.
 
         Raises:
