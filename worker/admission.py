@@ -117,7 +117,7 @@ class Admission:
 
         Args:
             tokens: the prompt's. sequences: choices.
-            priority: among the tenant's own, lower goes first.
+            priority: of the tenant's own, lower goes first.
             tenant: those who ask are served fairly.
             admitted: whether it had its place at another worker, which keeps it in every queue:
                 there are never more of these than that worker could have.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import aiohttp
@@ -60,8 +60,13 @@ async def begun(stack: Stack, sequences: int, *workers: Tier) -> None:
         names = ("vllm:num_requests_running", "vllm:num_requests_waiting")
         return sum(worker.metric(name) for worker in workers for name in names)
 
+    await reaches(now, sequences)
+
+
+async def reaches(now: Callable[[], float], least: float) -> None:
+    """Until it is so much."""
     deadline = time.monotonic() + 20
-    while await asyncio.to_thread(now) < sequences:
+    while await asyncio.to_thread(now) < least:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)
 
@@ -123,9 +128,7 @@ async def test_what_is_late_in_the_queue_is_a_504_and_is_never_computed(
     before = answered()
     long = body(FAIR, max_tokens=1500, ignore_eos=True)
     running = [asyncio.create_task(api.post("/v1/chat/completions", json=long)) for _ in range(2)]
-    async with asyncio.timeout(20):
-        while await asyncio.to_thread(answered) < before + 2:  # noqa: ASYNC110  # a metric wakes nobody
-            await asyncio.sleep(0.02)
+    await reaches(answered, before + 2)
     at = time.perf_counter()
     late = await api.post(
         "/v1/chat/completions", json=body(FAIR), headers={"x-request-timeout-ms": "150"}
