@@ -117,7 +117,7 @@ async def test_a_controller_where_nobody_listens_is_not_waited_for(
 ) -> None:
     worker = await registered(start_worker, controller)
     await controller.stop()
-    await asyncio.wait_for(worker.drain(), 2)
+    await asyncio.wait_for(worker.drain(), 4)  # a lease is 5 s
 
 
 async def test_heartbeats_go_on_at_their_pace_while_requests_end(

@@ -54,8 +54,8 @@ async def test_a_process_that_does_not_move_is_killed_and_its_jobs_fail(engine: 
     job = failing(engine)
     began = time.monotonic()
     watching = asyncio.create_task(engine._watch(engine._pulse))
-    assert await asyncio.wait_for(job, 5) == "engine_dead"
-    assert 0.4 < time.monotonic() - began < 3
+    assert await asyncio.wait_for(job, 20) == "engine_dead"
+    assert 0.4 < time.monotonic() - began < 10
     assert re.fullmatch(
         r"the engine made no progress for \d\.\d s and was killed", await engine.wait_dead()
     )
