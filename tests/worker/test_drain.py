@@ -83,8 +83,10 @@ async def test_it_pushes_until_the_gateways_have_acknowledged(
 
 async def test_it_waits_one_lease_at_most(start_worker: Any, controller: Controller) -> None:
     controller.answer["lease_ms"] = 300
-    worker = await registered(start_worker, controller)
-    await asyncio.sleep(0.05)  # the answer with the lease arrives
+    worker = await start_worker(
+        controller_address=(controller.url,), no_register=False, heartbeat_interval=0.05
+    )
+    await worker.until(lambda: len(controller.states) >= 2)  # it has read the first answer
     begun = time.monotonic()
     await worker.drain()
     assert 0.25 < time.monotonic() - begun < 3  # the lease where none is told is 5 s
@@ -115,7 +117,7 @@ async def test_a_controller_where_nobody_listens_is_not_waited_for(
 ) -> None:
     worker = await registered(start_worker, controller)
     await controller.stop()
-    await asyncio.wait_for(worker.drain(), 2)
+    await asyncio.wait_for(worker.drain(), 4)  # a lease is 5 s
 
 
 async def test_heartbeats_go_on_at_their_pace_while_requests_end(

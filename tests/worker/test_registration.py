@@ -244,6 +244,6 @@ async def test_a_fastchat_controller_hears_of_a_drain_as_a_worker_without_models
         controller_address=(controller.url,), no_register=False, heartbeat_interval=30
     )
     await until(lambda: controller.posts)
-    await asyncio.wait_for(worker.drain(), 1)
+    await asyncio.wait_for(worker.drain(), 4)  # a lease is 5 s
     path, told = controller.posts[-1]
     assert (path, told["worker_status"]["model_names"]) == ("/register_worker", [])
