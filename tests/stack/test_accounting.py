@@ -170,6 +170,20 @@ def test_the_ledgers_sums_are_the_workers_counters(ledgered: Ledgered) -> None:
     assert [row["completion_tokens"] >= 3 for row in left] == [True] * 6
 
 
+def test_who_leaves_pays_for_the_best_of_several_too(ledgered: Ledgered) -> None:
+    """No token of it is sent before the end."""
+    body = {"model": MODEL, "prompt": "a", "best_of": 4, "max_tokens": 4000, "ignore_eos": True}
+    headers = {"Authorization": "Bearer key-alice"}
+    url = ledgered.gateway.url + "/v1/completions"
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(url, json=body, headers=headers, timeout=2.5)
+    [row] = ledgered.wait_rows(1)
+    wait(lambda: ledgered.counted("vllm:num_requests_running") == 0)
+    made = ledgered.counted(GENERATED)
+    assert made / 4 < row["completion_tokens"] <= made
+    assert (row["outcome"], row["prompt_tokens"]) == ("aborted", ledgered.counted(PROMPT))
+
+
 def test_a_resumed_answer_counts_once(ledgered: Ledgered) -> None:
     """The worker that was lost is only stopped, so that its counters can be looked at later."""
     first, second = ledgered.stack.workers

@@ -129,14 +129,16 @@ class Ledger:
 
     def _write(self, connection: sqlite3.Connection) -> None:
         """Write some rows; they stay in the queue until they are safe."""
-        count = min(_BATCH, len(self._rows))
-        # by index: an iterator would not bear those that are added meanwhile
-        rows = [self._rows[at] for at in range(count)]
+        rows = self._first(_BATCH)
         with connection:
             bad = _insert(connection, rows)
-        for _ in range(count):
+        for _ in rows:
             self._rows.popleft()
         self._lose(bad)
+
+    def _first(self, most: int) -> list[UsageRow]:
+        """By index: an iterator would not bear those that are added meanwhile."""
+        return [self._rows[at] for at in range(min(most, len(self._rows)))]
 
     def _lose(self, count: int) -> None:
         if count:
@@ -164,7 +166,7 @@ class Ledger:
 
     def _put_aside(self) -> None:
         """Move the rows into a file beside the ledger; where that fails too they stay here."""
-        rows = list(self._rows)
+        rows = self._first(len(self._rows))
         if not rows:
             return
         made: str | None = None
@@ -174,7 +176,7 @@ class Ledger:
                 file.writelines(json.dumps(row._asdict()) + "\n" for row in rows)
             aside = Path(made).with_suffix(_ASIDE)
             os.rename(made, aside)
-        except (OSError, ValueError, TypeError) as error:
+        except Exception as error:
             log.error("the rows of the usage ledger cannot be put aside either: %s", error)
             if made is not None:
                 with suppress(OSError):
