@@ -4,28 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Final, Self
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, model_validator
 
 from gateway.keys import ApiKey, Limits, plain_key, read_keys
 from gateway.routing import POLICIES
+from trireme.service.addresses import base_urls
 from trireme.service.settings import Strings, TierSettings, settings_config
 
 CLOSING_S: Final = 3.0
 """Requests that are ended after the grace have so long to tell their clients."""
 SUMMED_GAUGES: Final = ("trireme_gateway_requests_in_flight", "trireme_gateway_in_flight_drift")
 """Gauges of which each of several processes has its own share."""
-
-
-def _base_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
-    for url in urls:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
-            raise ValueError(f"{url[:80]!r} is no http(s) address")
-    if not urls:
-        raise ValueError("give at least one address")
-    return tuple(dict.fromkeys(url.rstrip("/") for url in urls))
 
 
 def _policy(name: str) -> str:
@@ -43,7 +33,7 @@ class GatewaySettings(TierSettings):
     processes: int = Field(
         1, ge=1, le=128, description="processes that share the port, one core's work each"
     )
-    controller_address: Annotated[Strings, AfterValidator(_base_urls)] = Field(
+    controller_address: Annotated[Strings, AfterValidator(base_urls)] = Field(
         ("http://localhost:21001",), description="controllers whose fleets are merged, a,b"
     )
     api_keys: Strings = Field((), description="keys that clients may use, a,b", repr=False)

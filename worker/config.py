@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_settings import CliToggleFlag
 
 from protocol import conversation
+from trireme.service.addresses import base_url
 from trireme.service.settings import Strings, TierSettings, settings_config
 from worker.engine.protocol import ModelLoadError
 from worker.engine.registry import ENGINES, EngineKind
@@ -38,7 +39,7 @@ def _limit(value: Any) -> Any:
 
 
 def _urls(values: tuple[str, ...]) -> tuple[str, ...]:
-    found = tuple(value.rstrip("/") for value in values)
+    found = tuple(map(base_url, values))
     for value in found:
         if not _URL.fullmatch(value):
             raise ValueError(f"{value!r} is no base URL such as http://localhost:21001")

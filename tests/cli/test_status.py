@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 
 from controller.app import create_app
 from controller.config import ControllerSettings
+from protocol import __version__
 from trireme.cli.status import duration
 
 Serve = Callable[[ASGIApp], str]
@@ -79,7 +80,7 @@ def test_a_narrow_terminal_gets_fewer_columns(
     assert max(map(len, shown.splitlines())) <= 80
     [row] = [line for line in shown.splitlines() if "10.0.0.7:21002" in line and "first" in line]
     cells = [cell.strip() for cell in row.split("│")[1:-1]]
-    assert cells == ["10.0.0.7:21002", "first", "ready", "131,072", "3/64", "12", "25%", "1,234"]
+    assert cells == ["01234567", "10.0.0.7:21002", "first", "ready", "131,072", "3/64", "12"]
 
 
 def test_a_worker_that_has_failed_says_why(serve: Serve, trireme: Trireme) -> None:
@@ -159,3 +160,51 @@ def test_watching_goes_on_until_ctrl_c(serve: Serve, command_environment: dict[s
 )
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_of_several_controllers_the_first_that_answers_is_asked(
+    serve: Serve, trireme: Trireme
+) -> None:
+    url = controller(serve)
+    fill(url)
+    for command in (("status",), ("drain", "nobody")):
+        shown = trireme(*command, "--controller-address", f"http://127.0.0.1:1, {url}/")
+        assert "Traceback" not in shown.stderr
+        assert "01234567" in shown.stdout or "there is no worker 'nobody'" in shown.stderr
+    none = trireme("status", "--controller-address", "http://127.0.0.1:1,http://127.0.0.1:2")
+    assert none.returncode == 1
+    assert "127.0.0.1:1 (" in none.stderr
+    assert "127.0.0.1:2 (" in none.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("localhost:18021", "write http://localhost:18021"),
+        ("http://localhost:99999", "no base URL such as http://localhost:21001"),
+        ("ftp://localhost", "no base URL such as http://localhost:21001"),
+        (",", "give at least one address"),
+    ],
+)
+@pytest.mark.parametrize("command", [("status",), ("drain", "x"), ("why", "x")])
+def test_an_address_that_is_none_is_one_line(
+    trireme: Trireme, command: tuple[str, ...], address: str, said: str
+) -> None:
+    flag = "--gateway-address" if command[0] == "why" else "--controller-address"
+    refused = trireme(*command, flag, address)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert said in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+def test_a_wrong_token_and_the_wrong_scheme_are_told_apart(serve: Serve, trireme: Trireme) -> None:
+    url = controller(serve, cluster_token="geheim")
+    wrong = trireme("status", "--controller-address", url, "--cluster-token", "other")
+    assert "does not accept this cluster token" in wrong.stderr
+    https = trireme("status", "--controller-address", url.replace("http://", "https://"))
+    assert f"it speaks plain HTTP: write {url}" in https.stderr
+
+
+def test_the_version_is_told(trireme: Trireme) -> None:
+    shown = trireme("--version")
+    assert (shown.returncode, shown.stdout) == (0, f"trireme {__version__}\n")

@@ -5,6 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from pydantic import Field
 
 from trireme.service.settings import (
@@ -115,8 +122,9 @@ def test_a_bad_environment_is_one_line_too(
 
 def test_names_that_all_tiers_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key, certificate = tmp_path / "key", tmp_path / "certificate"
-    key.touch()
-    certificate.touch()
+    issued = trustme.CA().issue_cert("localhost")
+    issued.private_key_pem.write_to_path(str(key))
+    issued.cert_chain_pems[0].write_to_path(str(certificate))
     monkeypatch.setenv("SSL_KEYFILE", str(key))
     monkeypatch.setenv("SSL_CERTFILE", str(certificate))
     monkeypatch.setenv("TRIREME_CLUSTER_TOKEN", "shared")
@@ -141,6 +149,24 @@ def test_tls_without_its_files_is_refused(
     monkeypatch.setenv("SSL_KEYFILE", str(key))
     assert "SSL_CERTFILE" in refused(capsys, "--ssl")
     assert "no file" in refused(capsys, "--ssl", "--ssl-certfile", str(tmp_path / "absent"))
+
+
+def test_a_key_that_is_not_the_certificates_or_no_key_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    authority = trustme.CA()
+    authority.issue_cert("localhost").cert_chain_pems[0].write_to_path(str(certificate))
+    authority.issue_cert("localhost").private_key_pem.write_to_path(str(key))
+    flags = ("--ssl", "--ssl-keyfile", str(key), "--ssl-certfile", str(certificate))
+    assert f"SSL_KEYFILE {key} is not the key of" in refused(capsys, *flags)
+    key.write_text("nonsense")
+    assert "no certificate chain and key in PEM" in refused(capsys, *flags)
+    locked = load_pem_private_key(trustme.CA().private_key_pem.bytes(), None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret")
+    )
+    key.write_bytes(locked)
+    assert "SSL_KEYFILE is encrypted" in refused(capsys, *flags)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "localhost", "::1", "[::1]"])

@@ -52,7 +52,8 @@ class Tier:
         }
         log.write_bytes(b"")
         self._command = [*prefix, sys.executable, "-m", tier, "--port", str(self.port), *args]
-        self._environment = kept | environment
+        # what a test asks for is nobody's usage, whoever starts it: `make chaos` has no conftest
+        self._environment = kept | {"XDG_STATE_HOME": str(log.parent)} | environment
         self.start()
 
     def start(self) -> None:

@@ -72,7 +72,7 @@ def test_the_environment_is_read_and_a_flag_beats_it(monkeypatch: pytest.MonkeyP
         (["--host", "0.0.0.0"], "not loopback"),
         (["--limit-worker-concurrency", "0"], "greater than or equal to 1"),
         (["--stream-interval", "0"], "greater than or equal to 1"),
-        (["--controller-address", "localhost:21001"], "no base URL"),
+        (["--controller-address", "localhost:21001"], "write http://localhost:21001"),
         (["--worker-address", "http://user@host"], "no base URL"),
         (["--model-path", " "], "--model-path is empty"),
         (["--tensor-parallel-size", "0"], "greater than or equal to 1"),

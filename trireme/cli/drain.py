@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import ssl
 import time
+from collections.abc import Sequence
 from typing import Final
 
 import httpx
 from pydantic import ValidationError
 from rich.console import Console
 from rich.status import Status
-from rich.text import Text
 
 from protocol.fleet import DrainRequest, DrainStatus
-from trireme.cli.fleet_api import FleetError, ListedFleet, ListedWorker, bearer_of, read_fleet
+from trireme.cli.fleet_api import (
+    FleetError,
+    ListedFleet,
+    ListedWorker,
+    bearer_of,
+    complain,
+    read_fleet,
+    token_refused,
+)
 
 LOOK_S: Final = 0.2
 CALL_TIMEOUT_S: Final = 5.0
@@ -24,7 +32,7 @@ class _Gone(Exception):
 
 
 def drain(
-    controller: httpx.Client,
+    controllers: Sequence[httpx.Client],
     token: str,
     name: str,
     console: Console,
@@ -41,7 +49,7 @@ def drain(
         timeout_s: how long to wait for its end.
     """
     try:
-        worker = find(read_fleet(controller), name)
+        worker = find(read_fleet(controllers), name)
         with httpx.Client(
             base_url=worker.address,
             headers=bearer_of(token),
@@ -51,7 +59,7 @@ def drain(
         ) as client:
             _drain(client, worker, console, grace_s, timeout_s)
     except FleetError as error:
-        Console(stderr=True).print(Text.assemble(("✗", "bold red"), f" {error}"), soft_wrap=True)
+        complain(error)
         return 1
     except KeyboardInterrupt:
         console.print("not waiting any longer: the worker drains on", highlight=False)
@@ -130,10 +138,7 @@ def _ask(client: httpx.Client, worker: ListedWorker, grace_s: float | None) -> D
     if answer.status_code == httpx.codes.MISDIRECTED_REQUEST:
         raise _Gone("another process serves there now")
     if answer.status_code == httpx.codes.UNAUTHORIZED:
-        raise FleetError(
-            f"the worker at {worker.address} wants its cluster token: "
-            "set TRIREME_CLUSTER_TOKEN or give --cluster-token"
-        )
+        raise token_refused(client, "worker", worker.address)
     try:
         return DrainStatus.model_validate_json(answer.raise_for_status().content)
     except (httpx.HTTPStatusError, ValidationError) as error:

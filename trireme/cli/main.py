@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
+import httpx
 import typer
 from rich.console import Console
 
+from protocol import __version__
 from trireme.cli.bench import bench
 from trireme.cli.chat import ChatSettings, chat
 from trireme.cli.drain import drain
-from trireme.cli.fleet_api import operator_client
+from trireme.cli.fleet_api import FleetError, complain, operator_clients
 from trireme.cli.key import make_key
 from trireme.cli.launch import become
 from trireme.cli.status import show_status
@@ -19,14 +23,42 @@ from trireme.cli.up import up
 from trireme.cli.up_settings import UpSettings
 from trireme.cli.usage import UsageQuery, show_usage
 from trireme.cli.why import show_route
+from trireme.service.settings import EXIT_BAD_ARGUMENTS
 
 app = typer.Typer(
     name="trireme",
-    help="Serve language models with an OpenAI-compatible API.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        Console(highlight=False).print(f"trireme {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def all_commands(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="tell it and stop"),
+    ] = False,
+) -> None:
+    """Serve language models with an OpenAI-compatible API."""
+
+
+@contextlib.contextmanager
+def _operators(addresses: str, token: str) -> Iterator[tuple[httpx.Client, ...]]:
+    """Clients of the tiers at `a,b`; an address that is none ends the command."""
+    with contextlib.ExitStack() as stack:
+        try:
+            clients = stack.enter_context(operator_clients(addresses, token))
+        except FleetError as error:
+            complain(error)
+            raise typer.Exit(EXIT_BAD_ARGUMENTS) from error
+        yield clients
 
 
 @app.command("up")
@@ -99,7 +131,7 @@ def up_command(
 @app.command("status")
 def status_command(
     controller_address: Annotated[
-        str, typer.Option(help="base URL of a controller")
+        str, typer.Option(help="base URLs of controllers, a,b; the first that answers")
     ] = "http://127.0.0.1:21001",
     cluster_token: Annotated[
         str, typer.Option(envvar="TRIREME_CLUSTER_TOKEN", help="secret shared by the tiers")
@@ -108,8 +140,8 @@ def status_command(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="again each second")] = False,
 ) -> None:
     """Show the workers that a controller knows: models, state, load."""
-    with operator_client(controller_address, cluster_token) as client:
-        raise typer.Exit(show_status(client, Console(), as_json=as_json, watch=watch))
+    with _operators(controller_address, cluster_token) as clients:
+        raise typer.Exit(show_status(clients, Console(), as_json=as_json, watch=watch))
 
 
 @app.command("drain")
@@ -128,7 +160,7 @@ def drain_command(
         float, typer.Option(min=0, help="seconds to wait until the worker is gone")
     ] = 150.0,
     controller_address: Annotated[
-        str, typer.Option(help="base URL of a controller")
+        str, typer.Option(help="base URLs of controllers, a,b; the first that answers")
     ] = "http://127.0.0.1:21001",
     cluster_token: Annotated[
         str, typer.Option(envvar="TRIREME_CLUSTER_TOKEN", help="secret shared by the tiers")
@@ -137,9 +169,9 @@ def drain_command(
     """Have a worker finish what it has, or hand it over, and stop. No request is lost."""
     if now and grace_s is not None:
         raise typer.BadParameter("--now is --grace-s 0: give one of them")
-    with operator_client(controller_address, cluster_token) as client:
+    with _operators(controller_address, cluster_token) as clients:
         code = drain(
-            client,
+            clients,
             cluster_token,
             worker,
             Console(),
@@ -153,7 +185,7 @@ def drain_command(
 def why_command(
     request_id: Annotated[str, typer.Argument(help="the answer's x-request-id")],
     gateway_address: Annotated[
-        str, typer.Option(help="base URL of the gateway")
+        str, typer.Option(help="base URLs of gateways, a,b; the one that answered knows it")
     ] = "http://127.0.0.1:8000",
     cluster_token: Annotated[
         str, typer.Option(envvar="TRIREME_CLUSTER_TOKEN", help="secret shared by the tiers")
@@ -161,8 +193,8 @@ def why_command(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object instead")] = False,
 ) -> None:
     """Show why a request went to its worker, and what came of each attempt."""
-    with operator_client(gateway_address, cluster_token) as client:
-        raise typer.Exit(show_route(client, request_id, Console(), as_json=as_json))
+    with _operators(gateway_address, cluster_token) as clients:
+        raise typer.Exit(show_route(clients, request_id, Console(), as_json=as_json))
 
 
 @app.command("key")

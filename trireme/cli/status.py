@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import httpx
@@ -13,31 +13,34 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from trireme.cli.fleet_api import FleetError, ListedFleet, ListedWorker, read_fleet
+from trireme.cli.fleet_api import FleetError, ListedFleet, ListedWorker, complain, read_fleet
 
 REFRESH_S: Final = 1.0
 WIDE: Final = 110
 """Columns of a terminal that shows the whole table; a narrower one leaves out `_WIDE_ONLY`."""
-_WIDE_ONLY: Final = frozenset({"Worker", "Engine", "Heard", "Age"})
+_WIDE_ONLY: Final = frozenset({"Engine", "KV", "Tok/s", "Heard", "Age"})
+"""`Worker` stays: answers' headers, logs and `trireme why` name a worker by it."""
 _TEXTS: Final = ("Worker", "Address", "Model", "State", "Engine")
 _NUMBERS: Final = ("Context", "Run", "Wait", "KV", "Tok/s", "Heard", "Age")
 _STATE_STYLES: Final = {"ready": "green", "starting": "cyan", "draining": "yellow", "failed": "red"}
 
 
-def show_status(client: httpx.Client, console: Console, *, as_json: bool, watch: bool) -> int:
+def show_status(
+    clients: Sequence[httpx.Client], console: Console, *, as_json: bool, watch: bool
+) -> int:
     """Show the fleet once, or again each second until Ctrl-C; returns the exit code."""
     try:
         if not watch:
-            _print(read_fleet(client), console, as_json)
+            _print(read_fleet(clients), console, as_json)
         elif as_json or not console.is_terminal:
-            for fleet in _again_and_again(client):
+            for fleet in _again_and_again(clients):
                 _print(fleet, console, as_json)
         else:
             with Live(console=console, auto_refresh=False, screen=False) as live:
-                for fleet in _again_and_again(client):
+                for fleet in _again_and_again(clients):
                     live.update(table(fleet, console.width), refresh=True)
     except FleetError as error:
-        Console(stderr=True).print(Text.assemble(("✗", "bold red"), f" {error}"), soft_wrap=True)
+        complain(error)
         return 1
     except KeyboardInterrupt:
         return 0
@@ -89,9 +92,9 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def _again_and_again(client: httpx.Client) -> Iterator[ListedFleet]:
+def _again_and_again(clients: Sequence[httpx.Client]) -> Iterator[ListedFleet]:
     while True:
-        yield read_fleet(client)
+        yield read_fleet(clients)
         time.sleep(REFRESH_S)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import ssl
 import sys
 from argparse import Action, ArgumentParser
 from collections.abc import Callable, Sequence
@@ -115,7 +116,29 @@ class TierSettings(BaseSettings):
                 raise ValueError(f"--ssl needs {name}")
             if not path.is_file():
                 raise ValueError(f"{name}: no file at {path}")
+        self._tls_files_fit()
         return self
+
+    def _tls_files_fit(self) -> None:
+        """Load them as the server will, which could not tell a person what is wrong."""
+        key, chain = self.ssl_keyfile, self.ssl_certfile
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+                str(chain), str(key), _no_password
+            )
+        except ssl.SSLError as error:
+            if error.reason == "KEY_VALUES_MISMATCH":
+                raise ValueError(
+                    f"SSL_KEYFILE {key} is not the key of the certificate SSL_CERTFILE {chain}"
+                ) from None
+            raise ValueError(
+                f"SSL_CERTFILE {chain} and SSL_KEYFILE {key} are no certificate chain and key in "
+                f"PEM ({error.reason or error.strerror})"
+            ) from None
+        except OSError as error:
+            raise ValueError(
+                f"SSL_KEYFILE {key}, SSL_CERTFILE {chain}: {error.strerror or error}"
+            ) from None
 
     def require_token_off_loopback(self) -> None:
         """For controller and worker: an open control port needs a token.
@@ -129,6 +152,11 @@ class TierSettings(BaseSettings):
             f"--host {self.host} is not loopback: set --cluster-token "
             "(or TRIREME_CLUSTER_TOKEN), or say --allow-unauthenticated"
         )
+
+
+def _no_password() -> str:
+    """OpenSSL would ask the terminal, for ever."""
+    raise ValueError("SSL_KEYFILE is encrypted: give a key without a password")
 
 
 def is_loopback(host: str) -> bool:
