@@ -94,7 +94,7 @@ class EmbedService:
         num_tokens = sum(map(len, pairs))
         with ready.admission.enter(num_tokens, tenant=request.tenant) as ticket:
             await ticket.wait_turn()
-            scores = await ready.engine.score(pairs)
+            scores = await ready.engine.score(pairs, request.tenant)
         check_finite(scores)
         self._metrics.prompt_tokens.inc(num_tokens)
         return ScoreResponse(scores=scores, prompt_tokens=num_tokens)
@@ -131,7 +131,8 @@ class EmbedService:
         num_tokens = _count(pieces)
         with ready.admission.enter(num_tokens, tenant=tenant) as ticket:
             await ticket.wait_turn()
-            vectors = await ready.engine.embed([one for many in pieces for one in many])
+            inputs = [one for many in pieces for one in many]
+            vectors = await ready.engine.embed(inputs, tenant)
         self._metrics.prompt_tokens.inc(num_tokens)
         return await asyncio.to_thread(finished, pieces, vectors, dimensions)
 

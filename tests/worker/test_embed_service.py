@@ -34,15 +34,18 @@ class FakeEngine:
     """Remembers its inputs; a vector is what they were, so to speak."""
 
     inputs: list[list[int]] = field(default_factory=list)
+    tenants: list[str] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
     value: float = 0.5
 
-    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+    async def embed(self, inputs: list[list[int]], tenant: str = "") -> list[list[float]]:
         self.inputs += inputs
+        self.tenants.append(tenant)
         return [[self.value, float(len(one))] for one in inputs]
 
-    async def score(self, pairs: list[Pair]) -> list[float]:
+    async def score(self, pairs: list[Pair], tenant: str = "") -> list[float]:
         self.pairs += pairs
+        self.tenants.append(tenant)
         return [self.value for _ in pairs]
 
 
@@ -105,6 +108,15 @@ async def test_long_texts_come_in_pieces_or_are_cut_as_transformers_cuts(truncat
     assert (len(engine.inputs) > 1) is not truncate
     assert all((one[0], one[-1]) == (CLS, SEP) for one in engine.inputs)
     assert answer.prompt_tokens == sum(map(len, engine.inputs))
+
+
+async def test_the_engine_is_told_who_asks() -> None:
+    engine = FakeEngine()
+    for scores in (False, True):
+        asked = service(engine, scores=scores)
+        await asked.embed(embed("hi").model_copy(update={"tenant": f"{scores} a"}))
+        await asked.score(score(["q"], ["d"]).model_copy(update={"tenant": f"{scores} b"}))
+    assert engine.tenants == ["False a", "False b", "True a", "True b"]
 
 
 async def test_pairs_are_those_of_the_tokenizer() -> None:

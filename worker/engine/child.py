@@ -150,9 +150,9 @@ def _handle(core: Any, embeds: EmbedQueue, message: Any) -> bool:
         case pipe.UseTokenizer():
             core.use_tokenizer(message.described)
         case pipe.Embed():
-            embeds.add(message.call_id, message.inputs)
+            embeds.add(message.call_id, message.inputs, message.tenant)
         case pipe.Score():
-            embeds.add(message.call_id, message.pairs)
+            embeds.add(message.call_id, message.pairs, message.tenant)
         case pipe.Abort():
             core.abort(message.job_id, message.index)
             return True

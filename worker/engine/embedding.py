@@ -5,11 +5,12 @@ Between two batches generation goes on.
 
 from __future__ import annotations
 
-from collections import deque
+import itertools
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from worker.engine.fairness import FairQueue
 from worker.engine.faults import EngineBroken, OutOfMemory
 
 Vectors: TypeAlias = list[list[float]]
@@ -20,6 +21,7 @@ class _Call:
     """A call under way: a vector for each input, empty while it is not computed."""
 
     call_id: int
+    tenant: str
     vectors: Vectors
     left: int
 
@@ -35,8 +37,8 @@ class EmbedQueue:
     """Embedding calls under way.
 
     A batch is padded to its longest input, so it holds inputs of like lengths, from all calls. It
-    is made around one input of each call in turn, so that a small call does not wait for a large
-    one.
+    is made around an input of the tenant that was served least, and of each of its calls in turn,
+    so that a small call does not wait for a large one.
 
     Args:
         embed: computes one batch of inputs.
@@ -46,7 +48,8 @@ class EmbedQueue:
     def __init__(self, embed: Callable[[list[Any]], Vectors], batch_tokens: int) -> None:
         self._embed = embed
         self._batch_tokens = batch_tokens
-        self._calls: deque[_Call] = deque()
+        self._calls: FairQueue[_Call] = FairQueue()
+        self._turns = itertools.count()
         self._waiting: list[_Input] = []  # the longest first
         self.batches = 0
 
@@ -58,21 +61,25 @@ class EmbedQueue:
         """Of all inputs that are still to be computed."""
         return sum(len(one.tokens) for one in self._waiting)
 
-    def add(self, call_id: int, inputs: Sequence[Sized]) -> None:
+    def add(self, call_id: int, inputs: Sequence[Sized], tenant: str = "") -> None:
         """Queue a call of at least one input."""
-        call = _Call(call_id, [[] for _ in inputs], len(inputs))
-        self._calls.append(call)
+        call = _Call(call_id, tenant, [[] for _ in inputs], len(inputs))
+        self._calls.add(tenant, (next(self._turns),), call)
         self._waiting += [_Input(tokens, call, at) for at, tokens in enumerate(inputs)]
         self._waiting.sort(key=lambda one: -len(one.tokens))
 
     def abort(self, call_id: int) -> None:
         """Forget a call; an unknown one is no error."""
-        self._calls = deque(call for call in self._calls if call.call_id != call_id)
+        self._calls.discard({id(call) for call in self._calls if call.call_id == call_id})
         self._waiting = [one for one in self._waiting if one.call.call_id != call_id]
 
     def step(self) -> list[tuple[int, Vectors | Exception]]:
         """Compute the next batch; gives (call, vectors or what went wrong) of calls that end."""
-        turn, batch = self._calls[0], self._next_batch()
+        turn = self._calls.pop()
+        self._calls.put_back(turn.tenant, (next(self._turns),), turn)
+        batch = self._next_batch(turn)
+        for one in batch:
+            self._calls.charge_prompt(one.call.tenant, len(one.tokens))
         self.batches += 1
         ended: list[tuple[int, Vectors | Exception]] = []
         for call, error in self._compute(batch):
@@ -80,17 +87,15 @@ class EmbedQueue:
             ended.append((call.call_id, error))
         for call in dict.fromkeys(one.call for one in batch):
             if not call.left:
-                self._calls.remove(call)
+                self.abort(call.call_id)
                 ended.append((call.call_id, call.vectors))
-        if self._calls and self._calls[0] is turn:
-            self._calls.rotate(-1)
         return ended
 
-    def _next_batch(self) -> list[_Input]:
-        """The longest input of the first call, what follows it in length, and while there is room
-        what is longer."""
+    def _next_batch(self, turn: _Call) -> list[_Input]:
+        """The longest input of the call, what follows it in length, and while there is room what
+        is longer."""
         waiting, budget = self._waiting, self._batch_tokens
-        start = next(i for i, one in enumerate(waiting) if one.call is self._calls[0])
+        start = next(i for i, one in enumerate(waiting) if one.call is turn)
         end = min(len(waiting), start + max(1, budget // max(1, len(waiting[start].tokens))))
         while start and (end - start + 1) * len(waiting[start - 1].tokens) <= budget:
             start -= 1

@@ -50,6 +50,7 @@ class Abort:
 class Embed:
     call_id: int
     inputs: list[list[int]]
+    tenant: str = ""
     kind: Literal["embed"] = "embed"
 
 
@@ -59,6 +60,7 @@ class Score:
 
     call_id: int
     pairs: list[Pair]
+    tenant: str = ""
     kind: Literal["score"] = "score"
 
 

@@ -140,13 +140,13 @@ class EngineProcess:
         if job_id in self._jobs:
             self._send(pipe.Abort(job_id, index))
 
-    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+    async def embed(self, inputs: list[list[int]], tenant: str = "") -> list[list[float]]:
         """As `Engine.embed`."""
-        return await self._vectors(lambda call_id: pipe.Embed(call_id, inputs))
+        return await self._vectors(lambda call_id: pipe.Embed(call_id, inputs, tenant))
 
-    async def score(self, pairs: list[Pair]) -> list[float]:
+    async def score(self, pairs: list[Pair], tenant: str = "") -> list[float]:
         """As `Engine.score`."""
-        scores = await self._vectors(lambda call_id: pipe.Score(call_id, pairs))
+        scores = await self._vectors(lambda call_id: pipe.Score(call_id, pairs, tenant))
         return [score for [score] in scores]
 
     async def _vectors(self, message: Callable[[int], pipe.ToEngine]) -> list[list[float]]:

@@ -244,13 +244,13 @@ class Engine(Protocol):
     def abort(self, job_id: str, index: int) -> None:
         """End one choice early (its text met a stop string); no further output comes for it."""
 
-    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
+    async def embed(self, inputs: list[list[int]], tenant: str = "") -> list[list[float]]:
         """Pooled states of the last layer, float32, one vector an input, not normalised.
 
-        Each input has 1..context_length tokens.
+        Each input has 1..context_length tokens. Tenants whose calls wait are served fairly.
         """
 
-    async def score(self, pairs: list[Pair]) -> list[float]:
+    async def score(self, pairs: list[Pair], tenant: str = "") -> list[float]:
         """One number a pair of 1..context_length tokens: a cross-encoder's opinion of it."""
 
     def load(self) -> EngineLoad:

@@ -166,8 +166,8 @@ class SimEngine:
             if sequence.index == index:
                 self._end(sequence)
 
-    async def embed(self, inputs: list[list[int]]) -> list[list[float]]:
-        """Deterministic vectors: the mean of one vector a token."""
+    async def embed(self, inputs: list[list[int]], _tenant: str = "") -> list[list[float]]:
+        """Deterministic vectors: the mean of one vector a token; no call waits for another."""
         await asyncio.sleep(self._options.ttft_s)
         vectors = []
         for ids in inputs:
@@ -175,7 +175,7 @@ class SimEngine:
             await asyncio.sleep(0)  # inputs can be many, and heartbeats go on
         return vectors
 
-    async def score(self, _pairs: list[Pair]) -> list[float]:
+    async def score(self, _pairs: list[Pair], _tenant: str = "") -> list[float]:
         """Never asked for: pairs are scored by their embeddings."""
         raise TriremeError("unsupported_by_model", "The simulated engine is no cross-encoder.")
 

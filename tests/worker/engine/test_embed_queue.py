@@ -66,6 +66,17 @@ def test_a_small_call_does_not_wait_for_a_large_one() -> None:
     assert (len(queue), queue.tokens) == (0, 0)
 
 
+def test_tenants_take_turns_however_many_calls_one_has() -> None:
+    queue = EmbedQueue(Recorder(), 100)
+    for call_id in range(20):
+        queue.add(call_id, texts(90), "a")
+    queue.add(20, texts(60, 60), "b")
+    queue.add(21, texts(4), "a")
+    ended = list(run(queue))
+    assert ended[:3] == [0, 20, 1]
+    assert sorted(ended) == list(range(22))
+
+
 def test_a_call_that_fails_fails_alone() -> None:
     queue = EmbedQueue(Recorder(), 100)
     queue.add(1, texts(2))
