@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeAlias, cast
+from typing import Final, TypeAlias, cast
 
 from worker.engine.beams import BeamGroup, BeamSearch, Candidates
 from worker.engine.blocks import BlockPool
@@ -39,6 +39,7 @@ from worker.engine.protocol import (
 from worker.engine.rates import PrefillPace, Rate
 from worker.engine.scheduler import Scheduled, Scheduler
 from worker.engine.sequence import Sequence, sequences_of
+from worker.engine.steps import Launcher, Pending, RowResult, Runner
 
 log = logging.getLogger(__name__)
 
@@ -54,65 +55,6 @@ class JobFailed:
 
 
 Output: TypeAlias = PromptOutput | StepOutput | JobFailed
-
-
-@dataclass(frozen=True, slots=True)
-class RowResult:
-    """What the model gave for one batch entry.
-
-    Attributes:
-        token_id: the sampled token, None when the entry ends inside its prefill.
-        logprob: of that token, when asked for.
-        prompt_logprobs: of the prompt tokens that follow the computed ones, when asked for.
-        finite: False when the row's logits were not finite: the sequence fails alone.
-        late: whether a step launched meanwhile went on from another token than `token_id`, so that
-            what it computed for the sequence must be computed again.
-        candidates: the next tokens of a beam, in place of a sampled one.
-    """
-
-    token_id: int | None = None
-    logprob: RawLogprob | None = None
-    prompt_logprobs: SequenceOf[RawLogprob] = ()
-    finite: bool = True
-    late: bool = False
-    candidates: Candidates | None = None
-
-
-class Runner(Protocol):
-    """The model behind the engine.
-
-    Its methods raise `OutOfMemory`, `EngineBroken`, or what they like: see above.
-    """
-
-    def run(self, batch: SequenceOf[Scheduled]) -> list[RowResult]:
-        """Compute a step; one result a batch entry."""
-
-    def check(self) -> None:
-        """Run the model over a text that is known to work; raises when it does not any more."""
-
-    def clear(self, blocks: list[int]) -> None:
-        """Zero the content of blocks, behind all steps launched so far."""
-
-    def copy(self, pairs: SequenceOf[tuple[int, int]]) -> None:
-        """Copy the content of the first block of each pair to the second, behind all steps
-        launched so far."""
-
-
-class Pending(Protocol):
-    """A step under way."""
-
-    def results(self) -> list[RowResult]:
-        """Wait for it; one result a batch entry."""
-
-
-class Launcher(Runner, Protocol):
-    """A runner that need not be waited for."""
-
-    def launch(self, batch: SequenceOf[Scheduled]) -> Pending:
-        """Begin a step behind those launched before.
-
-        A `PENDING` token in it is what the step launched last samples for the same sequence.
-        """
 
 
 @dataclass(frozen=True, slots=True)

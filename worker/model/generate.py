@@ -19,12 +19,13 @@ from typing import Any, Final
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from worker.engine.engine import BAD_LOGITS, JobFailed, Output, RowResult, step_output
+from worker.engine.engine import BAD_LOGITS, JobFailed, Output, step_output
 from worker.engine.fairness import FairQueue
 from worker.engine.faults import FAILED, NO_MEMORY, EngineBroken, OutOfMemory
 from worker.engine.protocol import EngineLoad, Job, PromptOutput, RawLogprob, SequenceParams
 from worker.engine.rates import Rate
 from worker.engine.sequence import Sequence, sequences_of
+from worker.engine.steps import RowResult
 from worker.model.border import border
 from worker.model.loader import LoadedModel
 from worker.model.pooling import pooled

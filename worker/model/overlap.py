@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from worker.engine.engine import RowResult
 from worker.engine.scheduler import Scheduled
 from worker.engine.sequence import PENDING
+from worker.engine.steps import RowResult
 from worker.model.attention import PagedAttention, Span
 from worker.model.border import border
 from worker.model.graphs import DecodeGraphs

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from worker.engine.blocks import BlockPool
-from worker.engine.engine import EngineCore, JobFailed, Output, RowResult
+from worker.engine.engine import EngineCore, JobFailed, Output
 from worker.engine.protocol import Job, SequenceParams, StepOutput
 from worker.engine.scheduler import Scheduled, Scheduler
 from worker.engine.sequence import PENDING
+from worker.engine.steps import RowResult
 
 VOCAB = 50
 STOP = 7

@@ -11,10 +11,11 @@ import pytest
 
 from worker.engine.beams import BeamSearch, Candidates
 from worker.engine.blocks import BlockPool
-from worker.engine.engine import EngineCore, JobFailed, Output, RowResult
+from worker.engine.engine import EngineCore, JobFailed, Output
 from worker.engine.protocol import Job, RawLogprob, SequenceParams, StepOutput
 from worker.engine.scheduler import Scheduled
 from worker.engine.sequence import PENDING, Sequence
+from worker.engine.steps import RowResult
 
 VOCAB = 12
 STOP = 0

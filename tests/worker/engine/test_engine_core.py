@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence as SequenceOf
 
 from worker.engine.blocks import BlockPool
-from worker.engine.engine import EngineCore, JobFailed, Output, RowResult
+from worker.engine.engine import EngineCore, JobFailed, Output
 from worker.engine.protocol import Job, SequenceParams, StepOutput
 from worker.engine.scheduler import Scheduled
+from worker.engine.steps import RowResult
 
 
 class CountingRunner:

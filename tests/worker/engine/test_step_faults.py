@@ -11,11 +11,12 @@ import pytest
 
 from tests.worker.engine.hash_runner import HashRunner, Step, core, jobs, outputs_of
 from worker.engine.blocks import BlockPool
-from worker.engine.engine import EngineCore, JobFailed, RowResult
+from worker.engine.engine import EngineCore, JobFailed
 from worker.engine.faults import EngineBroken, OutOfMemory, StepCaps
 from worker.engine.grammar import Matcher
 from worker.engine.protocol import Job, SequenceParams
 from worker.engine.scheduler import Scheduled
+from worker.engine.steps import RowResult
 
 Batch: TypeAlias = SequenceOf[Scheduled]
 Fault: TypeAlias = Callable[[Batch], Exception | None]
