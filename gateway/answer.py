@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, MutableMapping, Sequence
 from time import perf_counter
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from fastapi import Request, Response
 
@@ -64,7 +64,8 @@ async def respond(
     prompts = meter.usage.prompts = [Progress(_by(arrival.tenant, one)) for one in requests]
     generate = gateway.dispatcher.generate
     batches = merged([generate(one, arrival.trail) for one in prompts], AT_ONCE)
-    answer = Answer(batches, renderer, gateway.metrics, meter, model, arrival.arrived_s)
+    state = request.scope["state"]
+    answer = Answer(batches, renderer, gateway.metrics, meter, model, arrival.arrived_s, state)
     try:
         async with Leash(request.receive):
             if stream:
@@ -89,7 +90,11 @@ Batch: TypeAlias = tuple[int, list[Event]]
 
 
 class Answer:
-    """Events on their way to a client. Whoever makes one awaits `close`, once."""
+    """Events on their way to a client. Whoever makes one awaits `close`, once.
+
+    Args:
+        state: gets the `error_code` of a stream that breaks.
+    """
 
     def __init__(
         self,
@@ -99,7 +104,9 @@ class Answer:
         meter: Meter,
         model: str,
         arrived_s: float,
+        state: MutableMapping[str, Any],
     ) -> None:
+        self._state = state
         self._batches = batches
         self._renderer = renderer
         self._metrics = metrics
@@ -165,6 +172,7 @@ class Answer:
     def _broken(self, error: TriremeError) -> bytes:
         self._meter.failed(error)
         self._metrics.broke(self._model, error.code)
+        self._state["error_code"] = error.code
         return self._renderer.failure(error)
 
     def _piece(self, number: int, events: list[Event]) -> bytes:

@@ -81,7 +81,12 @@ def create_app(
     breakers = Breakers()
     metrics = GatewayMetrics()
     drift = DriftWatch(token_hex(8))
-    metrics.show_fleet(lambda: view.snapshot, lambda: breakers.states(monotonic()), drift.drifts)
+    metrics.show_fleet(
+        lambda: view.snapshot,
+        lambda: view.known_models(monotonic()),
+        lambda: breakers.states(monotonic()),
+        drift.drifts,
+    )
     keys = KeyRing(settings.accepted_keys(), nobody=anonymous(settings.default_limits))
     limiter = Limiter(table or Table(), metrics.limited)
     ledger = Ledger(usage_db, settings.usage_days, metrics.unwritten) if usage_db else None
@@ -153,7 +158,7 @@ def create_app(
             if ledger is not None:
                 ledger.start()
             looking = asyncio.create_task(_look_for_ever(drift, view))
-            following = asyncio.create_task(_follow_keys(settings, keys))
+            following = asyncio.create_task(_follow_keys(settings, keys, metrics))
             try:
                 if sibling is not None:
                     await watch.first_answer(FIRST_ANSWER_S)
@@ -194,10 +199,14 @@ def create_app(
 
     def finished(scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
-        metrics.finished(route, scope["state"].get("model", UNKNOWN_MODEL), status, seconds)
+        state = scope["state"]
+        code, caller = state.get("error_code", ""), state.get("caller")
+        metrics.finished(route, state.get("model", UNKNOWN_MODEL), status, code, seconds)
         if scope["path"] not in HEALTH_PATHS:
+            by = f" key={caller.name}" if caller is not None and caller.salt else ""
+            told = f"{status} {code}".rstrip() + by
             path = quoted(scope["path"])
-            log.info("%s %s %d %.0f ms", scope["method"], path, status, 1000 * seconds)
+            log.info("%s %s %s %.0f ms", scope["method"], path, told, 1000 * seconds)
 
     app = FastAPI(
         title="Trireme gateway", version=__version__, lifespan=lifespan, redirect_slashes=False
@@ -263,6 +272,6 @@ async def _look_for_ever(drift: DriftWatch, view: FleetView) -> None:
             drift.look(worker for id_, worker in workers if id_ not in unheard)
 
 
-async def _follow_keys(settings: GatewaySettings, keys: KeyRing) -> None:
+async def _follow_keys(settings: GatewaySettings, keys: KeyRing, metrics: GatewayMetrics) -> None:
     if settings.api_keys_file is not None:
-        await follow(settings.api_keys_file, settings.accepted_keys, keys)
+        await follow(settings.api_keys_file, settings.accepted_keys, keys, metrics.keys_file)

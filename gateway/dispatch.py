@@ -204,6 +204,7 @@ class Dispatcher:
             progress.begin(worker.model(request.model))
             fenced = self._fenced(progress.attempt(), worker, retry.tries, left_s)
             stream = self._clients[worker.wire].generate(worker, fenced)
+            retry.asks()
             attempt = trail.attempt(request.request_id, retry.tries, decision, out)
             try:
                 lent = self._lend(worker, tokens + progress.num_tokens, attempt)
@@ -213,6 +214,7 @@ class Dispatcher:
                             if isinstance(batch[0], Started):
                                 breaker.end(False, monotonic())
                                 attempt.answered()
+                                retry.goes_on(worker)
                                 self._prefixes.record(prefix, worker.instance_id)
                             if isinstance(batch[-1], Done):
                                 attempt.end("done", batch[-1].cached_tokens)
@@ -285,6 +287,7 @@ class Dispatcher:
             query = Query(left.group, tokens, self.in_flight.unreported)
             decision = self._policy(query, self._rng)
             worker = decision.chosen.worker
+            retry.asks()
             attempt = trail.attempt(trail.request_id, retry.tries, decision, left.out)
             try:
                 with self._lend(worker, tokens, attempt) as breaker:

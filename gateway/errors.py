@@ -83,11 +83,15 @@ def error_response(
     """The error with its true status, and the headers that belong to it.
 
     Args:
-        scope: of the request, whose path tells the dialect; none is OpenAI's.
+        scope: of the request, whose path tells the dialect; none is OpenAI's. Its state gets the
+            `error_code`, for the metrics and the log.
     """
     body = error_body(error)
-    if scope is not None and scope["path"].startswith(ANTHROPIC_PATHS):
-        body = {**anthropic_error_body(error), "request_id": scope["state"]["request_id"]}
+    if scope is not None:
+        state = scope.setdefault("state", {})
+        state["error_code"] = error.code
+        if scope["path"].startswith(ANTHROPIC_PATHS):
+            body = {**anthropic_error_body(error), "request_id": state["request_id"]}
     extra = dict(headers or {})
     if error.spec.status == 401:
         extra["WWW-Authenticate"] = "Bearer"

@@ -122,6 +122,11 @@ class FleetView:
             return True
         return any(worker.model(model) is not None for worker in self._workers.values())
 
+    def known_models(self, now_s: float) -> set[str]:
+        """Models for which `knows` is true because a worker served them a while ago."""
+        seen = self._seen_models.items()
+        return {name for name, seen_s in seen if now_s - seen_s <= KNOWN_MODEL_S}
+
     @property
     def reachable(self) -> int:
         """How many controllers answer."""

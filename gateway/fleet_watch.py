@@ -15,6 +15,7 @@ import aiohttp
 
 from gateway.fleet_view import FleetView
 from protocol.fleet import FleetSnapshot, WorkerRecord
+from trireme.service.reasons import Trouble, reason
 
 log = logging.getLogger(__name__)
 
@@ -81,13 +82,15 @@ class FleetWatch:
 
     async def _follow(self, controller: str) -> None:
         last: FleetSnapshot | None = None
-        backoff_s = FIRST_BACKOFF_S
+        backoff_s, trouble = FIRST_BACKOFF_S, Trouble()
         while True:
             try:
                 last = await self._poll(controller, last)
             except Exception as error:  # whatever it is, the next poll may go well
-                if last is not None or backoff_s == FIRST_BACKOFF_S:
-                    log.warning("controller %s does not answer: %r", controller, error)
+                status = error.status if isinstance(error, aiohttp.ClientResponseError) else None
+                why = reason(error, status)
+                if trouble.is_news(why, monotonic()):
+                    log.warning("controller %s does not tell of the fleet: %s", controller, why)
                 last = None
                 self._followed.discard(controller)
                 self._view.unreachable(controller, monotonic())
@@ -96,6 +99,7 @@ class FleetWatch:
                 backoff_s = min(2 * backoff_s, MAX_BACKOFF_S)
                 continue
             backoff_s = FIRST_BACKOFF_S
+            trouble.is_over()
             self._followed.add(controller)
             self._view.observe(controller, last, monotonic())
             self._changed()

@@ -25,6 +25,8 @@ from trireme.service.auth import DIGEST_PREFIX, KEY_NAME, digest
 log = logging.getLogger(__name__)
 
 LOOK_EVERY_S: Final = 1.0
+GONE_AFTER: Final = 2
+"""Looks in a row that find no file: one alone may fall between two steps of an editor."""
 MAX_FILE_BYTES: Final = 16 * 2**20
 _MAX_LIMIT: Final = 10**12
 
@@ -215,27 +217,48 @@ def _entry(number: int, fields: Any) -> _Entry:
     return entry
 
 
-async def follow(path: Path, read: Callable[[], Iterable[ApiKey]], ring: KeyRing) -> None:
-    """Take over what changes in the file, for ever; one that is no good changes nothing."""
+async def follow(
+    path: Path,
+    read: Callable[[], Iterable[ApiKey]],
+    ring: KeyRing,
+    tell: Callable[[bool], None] = lambda _ok: None,
+) -> None:
+    """Take over what changes in the file, for ever; one that is no good changes nothing.
+
+    Args:
+        tell: called with whether the keys are those of the file, after every look that shows.
+    """
     seen: tuple[int, ...] | None = None
+    missed = 0
     while True:
         stamp = await asyncio.to_thread(_stamp, path)
-        if stamp is not None and stamp != seen:
-            try:
-                ring.replace(await asyncio.to_thread(read))
-            except ValueError as error:
-                log.error("the API keys stay as they were: %s", error)
-            except Exception:  # whatever it is, the next change is to be read
-                log.exception("the API keys stay as they were")
-            else:
-                if seen is not None:
-                    log.info("the API keys were read again")
+        missed = missed + 1 if stamp is None else 0
+        if missed == GONE_AFTER:
+            log.error("the API keys stay as they were: %s is gone or cannot be looked at", path)
+            tell(False)
+            seen = ()  # whatever comes back is to be read
+        elif stamp is not None and stamp != seen:
+            tell(await _take_over(read, ring, again=seen is not None))
             seen = stamp
         await asyncio.sleep(LOOK_EVERY_S)
 
 
+async def _take_over(read: Callable[[], Iterable[ApiKey]], ring: KeyRing, *, again: bool) -> bool:
+    try:
+        ring.replace(await asyncio.to_thread(read))
+    except ValueError as error:
+        log.error("the API keys stay as they were: %s", error)
+        return False
+    except Exception:  # whatever it is, the next change is to be read
+        log.exception("the API keys stay as they were")
+        return False
+    if again:
+        log.info("the API keys were read again")
+    return True
+
+
 def _stamp(path: Path) -> tuple[int, ...] | None:
-    """Changes with the file; None while there is none, as between two steps of an editor."""
+    """Changes with the file; None while there is none."""
     try:
         found = os.stat(path)
     except OSError:

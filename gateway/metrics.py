@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import GaugeMetricFamily
@@ -11,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from gateway.breaker import BreakerState
 from gateway.fleet_view import Snapshot
+from protocol.fleet import WorkerState
 from trireme.service.histogram import LabelledHistogram, Series
 
 _FAST: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -27,13 +29,14 @@ class GatewayMetrics:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "trireme_gateway_requests",
-            "Requests answered, by route, model and HTTP status (499: the client was gone).",
-            ["route", "model", "status"],
+            "Requests answered, by route, model, HTTP status (499: the client was gone) and the "
+            "error's code, of a broken stream too.",
+            ["route", "model", "status", "code"],
             registry=self.registry,
         )
         self._retries = Counter(
             "trireme_gateway_retries",
-            "Requests sent to another worker before their first token, by why.",
+            "Requests that another worker was asked for before their first token, by why.",
             ["model", "reason"],
             registry=self.registry,
         )
@@ -86,12 +89,14 @@ class GatewayMetrics:
             _SLOW,
             self.registry,
         )
-        self._finished: dict[tuple[str, str, int], Counter] = {}
+        self._keys_file = _KeysFileCollector()
+        self.registry.register(self._keys_file)
+        self._finished: dict[tuple[str, str, int, str], Counter] = {}
 
-    def finished(self, route: str, model: str, status: int, seconds: float) -> None:
-        key = (route, model, status)
+    def finished(self, route: str, model: str, status: int, code: str, seconds: float) -> None:
+        key = (route, model, status, code)
         if (counter := self._finished.get(key)) is None:
-            counter = self._finished[key] = self._requests.labels(route, model, str(status))
+            counter = self._finished[key] = self._requests.labels(route, model, str(status), code)
         counter.inc()
         if model != UNKNOWN_MODEL:
             self._e2e.labels(model).observe(seconds)
@@ -111,14 +116,23 @@ class GatewayMetrics:
     def tokens(self, model: str, arrived_s: float) -> TokenTimes:
         return TokenTimes(self._ttft.labels(model), self._itl.labels(model), arrived_s)
 
+    def keys_file(self, ok: bool) -> None:
+        """Whether the keys in use are those of the keys file."""
+        self._keys_file.ok = ok
+
     def show_fleet(
         self,
         snapshot: Callable[[], Snapshot],
+        models: Callable[[], Iterable[str]],
         breakers: Callable[[], Mapping[str, BreakerState]],
         drifts: Callable[[], Mapping[str, int]],
     ) -> None:
-        """Series that are read off the fleet at the time of the scrape."""
-        self.registry.register(_FleetCollector(snapshot, breakers, drifts))
+        """Series that are read off the fleet at the time of the scrape.
+
+        Args:
+            models: names of those that were served a while ago too.
+        """
+        self.registry.register(_FleetCollector(snapshot, models, breakers, drifts))
 
 
 class TokenTimes:
@@ -140,14 +154,31 @@ class TokenTimes:
         self._begun, self._last_s = True, now_s
 
 
+class _KeysFileCollector(Collector):
+    """Shows a value once there is one: without a keys file there is none."""
+
+    def __init__(self) -> None:
+        self.ok: bool | None = None
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        yield GaugeMetricFamily(
+            "trireme_gateway_keys_file_ok",
+            "1 while the keys in use are those of the keys file, 0 while it cannot be read; "
+            "shown with a keys file only.",
+            value=None if self.ok is None else int(self.ok),
+        )
+
+
 class _FleetCollector(Collector):
     def __init__(
         self,
         snapshot: Callable[[], Snapshot],
+        models: Callable[[], Iterable[str]],
         breakers: Callable[[], Mapping[str, BreakerState]],
         drifts: Callable[[], Mapping[str, int]],
     ) -> None:
         self._snapshot = snapshot
+        self._models = models
         self._breakers = breakers
         self._drifts = drifts
 
@@ -157,9 +188,23 @@ class _FleetCollector(Collector):
             "trireme_gateway_fleet_workers", "Workers known, by state.", labels=["state"]
         )
         states = [worker.state for worker in snapshot.workers.values()]
-        for state in ("starting", "ready", "draining", "failed"):
+        for state in get_args(WorkerState):
             workers.add_metric([state], states.count(state))
         yield workers
+        served = GaugeMetricFamily(
+            "trireme_gateway_model_workers",
+            "Workers of a model, by state; of one that was served in the last five minutes too.",
+            labels=["model", "state"],
+        )
+        counts = Counts(
+            (model.name, worker.state)
+            for worker in snapshot.workers.values()
+            for model in worker.models
+        )
+        for model in sorted({*self._models(), *(name for name, _ in counts)}):
+            for state in get_args(WorkerState):
+                served.add_metric([model, state], counts[model, state])
+        yield served
         yield GaugeMetricFamily(
             "trireme_gateway_fleet_stale",
             "1 while no controller is reachable.",

@@ -63,6 +63,8 @@ class Retries:
         self.tries = 0
         self.last: TriremeError | None = None
         self.waits_until_s = 0.0
+        self._left = ""
+        self._is_counted = True
         self._uncounted = 0
         self._deaths = 0
         self._tried: dict[str, int] = {}
@@ -120,8 +122,9 @@ class Retries:
             self._wait_s = min((one for one in waits if one is not None), default=None)
             error.retry_after_s = self._wait_s
         self.last = error
-        # not the message: it may repeat what the client sent
-        log.info("worker %s failed a request: %s", worker.short_id, error.code)
+        if error.code != "draining":
+            # not the message: it may repeat what the client sent
+            log.info("worker %s failed a request: %s", worker.short_id, error.code)
         self._deaths += error.code in _DEATHS
         if not error.spec.retryable:
             raise error
@@ -136,7 +139,30 @@ class Retries:
         # what was taken in is no new load: it goes on elsewhere in place of where it was
         if error.code in _ADDS_LOAD and not self.admitted and not self._budget.spend():
             raise error
-        self._metrics.retried(self._model, error.code, resumed=delivered)
+        self._left, self._is_counted = worker.short_id, False
+
+    def asks(self) -> None:
+        """A worker is asked: in place of the one that failed, where there was one."""
+        if self.last is not None and not self._is_counted:
+            self._is_counted = True
+            delivered = self._progress is not None and self._progress.delivered
+            self._metrics.retried(self._model, self.last.code, resumed=delivered)
+
+    def goes_on(self, worker: WorkerRecord) -> None:
+        """The worker has taken the request in: tells where an answer that was begun goes on."""
+        if self.last is None or self._progress is None or not self._progress.delivered:
+            return
+        tokens = self._progress.num_tokens
+        if self.last.code == "draining":
+            log.info(
+                "worker %s drains; the answer was handed over to %s after %d tokens",
+                self._left, worker.short_id, tokens,
+            )  # fmt: skip
+            return
+        log.warning(
+            "worker %s lost (%s); the answer went on at %s after %d tokens (attempt %d)",
+            self._left, self.last.code, worker.short_id, tokens, self.tries + 1,
+        )  # fmt: skip
 
     def _resumable(self, worker: WorkerRecord) -> bool:
         return worker.wire == "native" and self._progress is not None and self._progress.resumable

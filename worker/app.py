@@ -58,6 +58,7 @@ def create_app(settings: Settings, *, address: str, exit_request: ExitRequest) -
         cluster_token=settings.cluster_token,
     )
     runtime.subscribe(registrar.push)
+    metrics.show_registrations(lambda: registrar.registered)
     drain = Drain(runtime, registrar, exit_request)
 
     @asynccontextmanager

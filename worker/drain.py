@@ -57,11 +57,13 @@ class Drain:
     async def run(self) -> None:
         """Returns when no gateway sends anything and no request is left, or the time is over."""
         self._asked = True
+        log.info("the drain begins: %d requests run", self._runtime.active)
         self._runtime.begin_drain()
         told = asyncio.create_task(self._registrar.acknowledged())
         try:
             await self._finish()
             await told
+            log.info("the drain is over")
         finally:
             told.cancel()
 

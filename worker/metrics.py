@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter
@@ -59,6 +59,21 @@ class _EngineCollector(Collector):
         for state in get_args(WorkerState):
             states.add_metric([state], float(state == self._runtime.state))
         yield states
+
+
+class _RegistrationCollector(Collector):
+    def __init__(self, registered: Callable[[], Mapping[str, bool]]) -> None:
+        self._registered = registered
+
+    def collect(self) -> Iterable[Metric]:
+        gauge = GaugeMetricFamily(
+            "trireme_worker_registered",
+            "1 while the controller of that address takes this worker's reports",
+            labels=["controller"],
+        )
+        for controller, is_registered in self._registered().items():
+            gauge.add_metric([controller], float(is_registered))
+        yield gauge
 
 
 class Metrics:
@@ -118,6 +133,10 @@ class Metrics:
         self._success_by = {
             reason: self._success.labels(model, reason) for reason in get_args(FinishReason)
         }
+
+    def show_registrations(self, registered: Callable[[], Mapping[str, bool]]) -> None:
+        """By the configured address of each controller; read when the series are shown."""
+        self.registry.register(_RegistrationCollector(registered))
 
     def finished(self, reason: FinishReason) -> None:
         """A choice finished."""

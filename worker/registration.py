@@ -10,12 +10,14 @@ import asyncio
 import logging
 import random
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from time import monotonic
 
 import httpx
 
 from protocol.fastchat import HeartBeat, RegisterWorker
 from protocol.fleet import HeartbeatAnswer, Load, WorkerRecord
+from trireme.service.reasons import Trouble, reason
 from worker.fastchat import status
 from worker.runtime import Runtime
 
@@ -166,6 +168,11 @@ class Registrar:
         """Other workers that could go on with the answers of this one, once it drains."""
         return max((link.successors for link in self._links), default=0)
 
+    @property
+    def registered(self) -> Mapping[str, bool]:
+        """By the configured address of each controller: whether it took the last report."""
+        return {link.url: link.registered for link in self._links}
+
     async def close(self) -> None:
         """Leave every controller; waits half a second at most."""
         for task in self._tasks:
@@ -185,6 +192,7 @@ class _Link:
         settled: set once nobody who asks it would still send requests to this draining worker,
             or it is gone: nobody listens there, or two reports in a row have failed.
         successors: as it says, once this worker drains.
+        registered: whether it took the last report.
     """
 
     def __init__(
@@ -194,21 +202,22 @@ class _Link:
         self.settled = asyncio.Event()
         self.lease_s = 0.0
         self.successors = 0
-        self._url = url
+        self.url = url
         self._reporter = reporter
         self._interval_s = interval_s
         self._fastchat_interval_s = fastchat_interval_s
-        self._registered = False
+        self.registered = False
         self._told = False  # a record was sent: it may be stored, answered or not
         self._is_fastchat = False
         self._failures = 0
+        self._trouble = Trouble()
 
     async def run(self, client: httpx.AsyncClient) -> None:
         """Report until cancelled."""
         while True:
             self.due.clear()
             pause_s = self._interval_s
-            if self._registered or self._reporter.was_ready():
+            if self.registered or self._reporter.was_ready():
                 pause_s = await self._report(client)
             elif self._reporter.draining:
                 self.settled.set()  # nobody was ever told of it
@@ -229,7 +238,7 @@ class _Link:
             async with asyncio.timeout(_FAREWELL_S):
                 await client.delete(self._record_url())
         except (httpx.HTTPError, TimeoutError, OSError) as error:
-            log.info("controller %s was not told goodbye: %r", self._url, error)
+            log.info("controller %s was not told goodbye: %s", self.url, reason(error))
 
     async def _report(self, client: httpx.AsyncClient) -> float:
         """Send one report; returns the seconds until the next one."""
@@ -241,21 +250,24 @@ class _Link:
         except (httpx.HTTPError, OSError, ValueError) as error:
             self._lost(error)
             return min(_MAX_BACKOFF_S, self._interval_s * 2.0 ** min(self._failures - 1, 10))
-        if not self._registered or self._failures:
+        if not self.registered or self._failures:
             wire = "FastChat's wire" if self._is_fastchat else "the native wire"
-            log.info("registered with controller %s by %s", self._url, wire)
-        self._registered, self._failures = True, 0
+            log.info("registered with controller %s by %s", self.url, wire)
+        self.registered, self._failures = True, 0
+        self._trouble.is_over()
         return self._fastchat_interval_s if self._is_fastchat else self._interval_s
 
     def _lost(self, error: Exception) -> None:
-        if self._failures == 0:
-            log.warning("controller %s does not take the heartbeat: %r", self._url, error)
+        answered = error.response if isinstance(error, httpx.HTTPStatusError) else None
+        why = reason(error, answered.status_code if answered is not None else None)
+        if self._trouble.is_news(why, monotonic()):
+            log.warning("controller %s does not take the heartbeat: %s", self.url, why)
         self._failures += 1
         if self._reporter.draining and (self._failures > 1 or _refused(error)):
             self.settled.set()
             self.successors = 0
         self._is_fastchat = False  # whatever comes back there is asked anew
-        self._registered = False
+        self.registered = False
 
     async def _native(self, client: httpx.AsyncClient) -> None:
         record = self._reporter.record()
@@ -286,19 +298,19 @@ class _Link:
         draining = self._reporter.draining
         if self._is_fastchat and (not draining or self.settled.is_set()):
             beat = self._reporter.heartbeat().model_dump()
-            response = await client.post(f"{self._url}/receive_heart_beat", json=beat)
+            response = await client.post(f"{self.url}/receive_heart_beat", json=beat)
             response.raise_for_status()
             if response.json().get("exist"):
                 return
         registration = self._reporter.registration().model_dump()
-        response = await client.post(f"{self._url}/register_worker", json=registration)
+        response = await client.post(f"{self.url}/register_worker", json=registration)
         response.raise_for_status()
         self._is_fastchat = True
         if draining:
             self.settled.set()  # FastChat's gateways ask for each request
 
     def _record_url(self) -> str:
-        return f"{self._url}/fleet/workers/{self._reporter.instance_id}"
+        return f"{self.url}/fleet/workers/{self._reporter.instance_id}"
 
 
 def _refused(error: BaseException | None) -> bool:

@@ -83,7 +83,8 @@ class Service:
                     yield events
         except TriremeError as error:
             self._metrics.failed(error.code)
-            log.info("request refused: %s %s", error.code, error.param or "")
+            became = "ended" if events else "refused"
+            log.info("request %s: %s", became, f"{error.code} {error.param or ''}".rstrip())
             yield [Failed.of(error)]
         except TimeoutError:
             self._metrics.failed("deadline_exceeded")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,9 @@ async def test_a_change_of_the_file_is_taken_over_and_a_broken_one_is_not(
     monkeypatch.setattr(keys, "LOOK_EVERY_S", 0.01)
     file = written(tmp_path, ALICE)
     held = ring("before")
-    following = asyncio.create_task(follow(file, lambda: read_keys(file, NONE), held))
+    told: list[bool] = []
+    read = partial(read_keys, file, NONE)
+    following = asyncio.create_task(follow(file, read, held, told.append))
     try:
         await until(lambda: held.find("secret-1"))
         written(tmp_path, BOB)
@@ -101,11 +104,16 @@ async def test_a_change_of_the_file_is_taken_over_and_a_broken_one_is_not(
             written(tmp_path, "x=" + "[" * 5000)
             await until(lambda: "nested too deep" in caplog.text)
         assert held.find("secret-2")
+        assert told[:2] == [True, True]
+        assert not any(told[2:])
         file.unlink()
+        await until(lambda: "is gone" in caplog.text)
         await asyncio.sleep(0.05)
+        assert caplog.text.count("is gone") == 1
         assert held.find("secret-2")
         written(tmp_path, ALICE)
         await until(lambda: held.find("secret-1"))
+        assert told[-2:] == [False, True]
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)

@@ -274,9 +274,13 @@ async def test_metrics_name_no_model_of_a_clients_choice(http: aiohttp.ClientSes
             shown = await answer.text()
     assert "evil" not in shown
     route = 'route="/v1/chat/completions"'
-    assert f'requests_total{{model="{MODEL}",{route},status="200"}} 2.0' in shown
-    assert f'requests_total{{model="unknown",{route},status="404"}} 1.0' in shown
-    assert 'route="unknown",status="404"' in shown
+    assert f'requests_total{{code="",model="{MODEL}",{route},status="200"}} 2.0' in shown
+    refused = 'code="model_not_found",model="unknown"'
+    assert f'requests_total{{{refused},{route},status="404"}} 1.0' in shown
+    assert 'code="unknown_url",model="unknown",route="unknown",status="404"' in shown
+    assert f'model_workers{{model="{MODEL}",state="ready"}} 1.0' in shown
+    assert f'model_workers{{model="{MODEL}",state="failed"}} 0.0' in shown
+    assert "\ntrireme_gateway_keys_file_ok " not in shown, "there is no such file"
     assert "trireme_gateway_requests_in_flight 0.0" in shown
     assert f'time_to_first_token_seconds_count{{model="{MODEL}"}} 1.0' in shown, "of the stream"
     assert f'inter_token_latency_seconds_count{{model="{MODEL}"}} {deltas - 1}.0' in shown

@@ -108,14 +108,36 @@ def test_the_pages_give_trireme_up_only_flags_that_exist() -> None:
         assert set(re.findall(r"(?<=[\s'])--[a-z-]+", own)) <= known, line
 
 
-def test_every_alert_is_about_metrics_that_exist() -> None:
+def test_every_alert_is_about_metrics_and_jobs_that_exist() -> None:
     page = (ROOT / "docs/operations.md").read_text()
+    [example] = re.findall(r"```yaml\n(rule_files:.*?)```", page, flags=re.DOTALL)
+    jobs = {job["job_name"] for job in yaml.safe_load(example)["scrape_configs"]}
     known = set(re.findall(r"^\| `((?:trireme_|vllm:)\w+)` \|", page, flags=re.MULTILINE))
     [group] = yaml.safe_load((ROOT / "docs/alerts.yml").read_text())["groups"]
     for rule in group["rules"]:
         named = re.findall(r"(?:trireme_|vllm:)\w+", rule["expr"])
-        assert named, rule
+        watched = re.findall(r'job="(trireme-\w+)"', rule["expr"])
+        assert named or "up{" in rule["expr"], rule
+        assert set(watched) <= jobs, rule
         assert {name.removesuffix("_bucket") for name in named} <= known, rule
+
+
+def test_the_codes_that_alerts_count_are_those_of_the_taxonomy() -> None:
+    rules = (ROOT / "docs/alerts.yml").read_text()
+    counted = [code for found in re.findall(r'code=~?"(.*?)"', rules) for code in found.split("|")]
+    assert {"overloaded", "no_worker", "internal_error"} <= set(counted)
+    for code in counted:
+        assert any(re.fullmatch(code, known) for known in TAXONOMY), code
+
+
+def test_every_failure_that_is_not_the_requests_own_is_counted_as_one() -> None:
+    rules = yaml.safe_load((ROOT / "docs/alerts.yml").read_text())["groups"][0]["rules"]
+    [errors] = [rule["expr"] for rule in rules if rule["alert"] == "TriremeErrors"]
+    [counted] = re.findall(r'code=~"(.*?)"', errors)
+    passing = {code for code, spec in TAXONOMY.items() if spec.status >= 500}
+    # full queues, drains and missing workers have alerts of their own; deadlines are the client's
+    apart = {"overloaded", "draining", "no_worker", "deadline_exceeded"}
+    assert {code for code in TAXONOMY if re.fullmatch(counted, code)} == passing - apart
 
 
 def test_every_error_code_that_the_page_names_exists() -> None:

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import pytest
 from aiohttp import web
 
@@ -186,7 +188,34 @@ async def test_a_dead_controller_delays_no_other_and_is_logged_once(
     await start_worker(controller_address=(dead, controller.url), **FAST)
     await until(lambda: len(controller.puts) >= 10)
     lines = [message for message in caplog.messages if dead in message]
-    assert len(lines) == 1
+    assert lines == [f"controller {dead} does not take the heartbeat: connection refused"]
+
+
+async def test_a_changed_reason_is_told_and_metrics_say_who_takes_the_reports(
+    start_worker: Any, controller: Controller, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    dead = "http://127.0.0.1:9"
+    worker = await start_worker(controller_address=(dead, controller.url), **FAST)
+    await until(lambda: controller.puts)
+    controller.answer = lambda _: (401, {})
+    await until(lambda: "the controller wants the cluster token" in caplog.text)
+    assert await gauges(worker.url) == {dead: 0.0, controller.url: 0.0}
+    controller.answer = lambda _: (500, {})
+    await until(lambda: "it answered with status 500" in caplog.text)
+    controller.answer = lambda _: (200, {"accepted": True})
+    await until(lambda: sum("registered with" in message for message in caplog.messages) == 2)
+    assert await gauges(worker.url) == {dead: 0.0, controller.url: 1.0}
+
+
+async def gauges(url: str) -> dict[str, float]:
+    """`trireme_worker_registered` by controller."""
+    async with httpx.AsyncClient() as client:
+        text = (await client.get(f"{url}/metrics")).text
+    found = re.findall(
+        r'^trireme_worker_registered\{controller="(.*?)"\} (\S+)$', text, re.MULTILINE
+    )
+    return {controller: float(value) for controller, value in found}
 
 
 async def test_a_controller_that_comes_back_is_found_again(

@@ -70,6 +70,12 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self.started:
+            for one in sockets or ():
+                host, port = one.getsockname()[:2]
+                shown = f"[{host}]" if ":" in host else host
+                scheme = "https" if self.config.is_ssl else "http"
+                log.info("listening on %s://%s:%d", scheme, shown, port)
         # what the start has made stays for good: no collection need look at it again
         gc.collect()
         gc.freeze()

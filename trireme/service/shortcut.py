@@ -22,6 +22,8 @@ from protocol.errors import TriremeError
 class Shortcut:
     """Calls the endpoints of some routes by (method, path); everything else goes on.
 
+    The code of a failure stands in the scope's state as `error_code`.
+
     Args:
         routes: their endpoints take a request alone and return a response. A path may end in one
             parameter, which matches what has no further slash.
@@ -56,6 +58,7 @@ class Shortcut:
         try:
             response = await route.endpoint(Request(scope, receive, send))
         except TriremeError as error:
+            scope.setdefault("state", {})["error_code"] = error.code
             response = self._render(error)
         except ClientDisconnect:
             response = Response(status_code=499)
