@@ -158,7 +158,7 @@ def create_app(
             if ledger is not None:
                 ledger.start()
             looking = asyncio.create_task(_look_for_ever(drift, view))
-            following = asyncio.create_task(_follow_keys(settings, keys, metrics))
+            following = asyncio.create_task(_follow_keys(settings, keys, view, metrics))
             try:
                 if sibling is not None:
                     await watch.first_answer(FIRST_ANSWER_S)
@@ -272,6 +272,13 @@ async def _look_for_ever(drift: DriftWatch, view: FleetView) -> None:
             drift.look(worker for id_, worker in workers if id_ not in unheard)
 
 
-async def _follow_keys(settings: GatewaySettings, keys: KeyRing, metrics: GatewayMetrics) -> None:
+async def _follow_keys(
+    settings: GatewaySettings, keys: KeyRing, view: FleetView, metrics: GatewayMetrics
+) -> None:
+    def served() -> set[str]:
+        workers = view.snapshot.workers.values()
+        return {model.name for worker in workers for model in worker.models}
+
     if settings.api_keys_file is not None:
-        await follow(settings.api_keys_file, settings.accepted_keys, keys, metrics.keys_file)
+        read, tell = settings.accepted_keys, metrics.keys_file
+        await follow(settings.api_keys_file, read, keys, served, tell)

@@ -53,7 +53,7 @@ def error_body(error: TriremeError) -> dict[str, Any]:
             "message": error.message,
             "type": error.spec.type,
             "param": error.param and named_field(error.param),
-            "code": error.code if error.spec.public else None,
+            "code": error.code if error.spec.public else error.spec.shown_as,
         },
         "error_code": int(error.spec.number),
     }

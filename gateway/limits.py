@@ -54,8 +54,8 @@ class Limiter:
         """Take one request and so many tokens, or nothing.
 
         Raises:
-            TriremeError: `rate_limit_exceeded` with the seconds until it would fit;
-                `insufficient_quota` for what never will.
+            TriremeError: `rate_limit_exceeded` or `token_limit_exceeded` with the seconds until
+                it would fit; `insufficient_quota` for what never will.
         """
         limits = key.limits
         if not limits:
@@ -91,7 +91,8 @@ class Limiter:
             f"The limit of {limit} {name} a minute is reached. "
             f"Please try again in {duration(longest_s)}."
         )
-        raise TriremeError("rate_limit_exceeded", message, retry_after_s=longest_s)
+        code = "rate_limit_exceeded" if name == "requests" else "token_limit_exceeded"
+        raise TriremeError(code, message, retry_after_s=longest_s)
 
     def correct(self, key: ApiKey, reserved: int, used: int) -> None:
         """At a request's end: it took so many tokens, and has used so many."""

@@ -49,7 +49,8 @@ class ErrorSpec:
         number: FastChat's number, sent beside it as `error_code`.
         type: OpenAI's `error.type`.
         retryable: whether another worker could answer the same request.
-        public: whether the code itself is shown as `error.code` (null otherwise).
+        public: whether the code itself is shown as `error.code`.
+        shown_as: what is shown in place of one that is not (null without it).
         final: whether the same request would fail again, though its status does not say so.
     """
 
@@ -58,6 +59,7 @@ class ErrorSpec:
     type: str = "invalid_request_error"
     retryable: bool = False
     public: bool = True
+    shown_as: str | None = None
     final: bool = False
 
     @property
@@ -104,6 +106,13 @@ TAXONOMY: Final[Mapping[str, ErrorSpec]] = MappingProxyType(
         "unsupported_by_model": ErrorSpec(400, ErrorCode.INVALID_MODEL),
         # limits
         "rate_limit_exceeded": ErrorSpec(429, ErrorCode.RATE_LIMIT, "requests"),
+        "token_limit_exceeded": ErrorSpec(
+            429,
+            ErrorCode.RATE_LIMIT,
+            "tokens",
+            public=False,
+            shown_as="rate_limit_exceeded",
+        ),
         "insufficient_quota": ErrorSpec(
             429, ErrorCode.QUOTA_EXCEEDED, "insufficient_quota", final=True
         ),

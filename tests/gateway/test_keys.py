@@ -63,16 +63,21 @@ def test_an_entry_has_a_digest_or_a_key_and_its_own_limits(tmp_path: Path) -> No
         ("keys = 3", "[[keys]]"),
         ("[keys]\na = 1", "[[keys]]"),
         ("[[key]]\n", "'key'"),
-        (ALICE + "nonsense\n", "line 4"),
-        (ALICE + "limit_request = 1\n", "entry 1, limit_request"),
-        (ALICE + "limit_tokens = -1\n", "entry 1, limit_tokens"),
-        (ALICE + 'limit_tokens = "1"\n', "entry 1, limit_tokens"),
-        (ALICE + "models = []\n", "entry 1, models"),
-        (ALICE + 'key = "x"\n', "entry 1 (alice): give either digest or key"),
-        ('[[keys]]\nname = "alice"\n', "entry 1 (alice): give either digest or key"),
-        ('[[keys]]\nkey = "x"\n', "entry 1, name"),
-        ('[[keys]]\nname = "-"\nkey = "x"\n', "entry 1, name"),
-        ('[[keys]]\nname = "a"\ndigest = "sha256:12"\n', "entry 1, digest"),
+        (ALICE + "nonsense\n", "it is not valid TOML: line 4, column 9"),
+        (
+            ALICE + "limit_request = 1\n",
+            "entry 1 (alice): no field `limit_request`; did you mean `limit_requests`?",
+        ),
+        (ALICE + "nothing_near = 1\n", "entry 1 (alice): no field `nothing_near`"),
+        (ALICE + f'digests = ["{DIGEST}", "sha256:12"]\n', "entry 1 (alice): digests.1"),
+        (ALICE + "limit_tokens = -1\n", "entry 1 (alice): limit_tokens"),
+        (ALICE + 'limit_tokens = "1"\n', "entry 1 (alice): limit_tokens"),
+        (ALICE + "models = []\n", "entry 1 (alice): models"),
+        (ALICE + 'key = "x"\n', "entry 1 (alice): give either digest (or digests) or key"),
+        ('[[keys]]\nname = "alice"\n', "entry 1 (alice): give either digest (or digests) or key"),
+        ('[[keys]]\nkey = "x"\n', "entry 1: name"),
+        ('[[keys]]\nname = "-"\nkey = "x"\n', "entry 1: name"),
+        ('[[keys]]\nname = "a"\ndigest = "sha256:12"\n', "entry 1 (a): digest"),
         (ALICE + BOB + ALICE, "entry 3 (alice) has the name of entry 1"),
         (ALICE + ALICE.replace("alice", "carol"), "entry 2 (carol) has the key of entry 1"),
     ],
@@ -84,6 +89,46 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_an_old_and_a_new_key_are_one_caller(tmp_path: Path) -> None:
+    new = "sha256:" + digest("new").hex()
+    [alice] = read_keys(written(tmp_path, ALICE + f'digests = ["{new}"]\n'), NONE)
+    held = KeyRing([alice], anonymous(NONE))
+    assert held.find("secret-1") is held.find("new") is alice
+    assert held.find("other") is None
+    [listed] = read_keys(
+        written(tmp_path, f'[[keys]]\nname = "bob"\ndigests = ["{DIGEST}", "{new}"]\n'), NONE
+    )
+    assert listed.digests == alice.digests
+    with pytest.raises(ValueError, match=r"entry 2 \(bob\) has the key of entry 1"):
+        read_keys(
+            written(tmp_path, ALICE + f'[[keys]]\nname = "bob"\ndigests = ["{new}", "{DIGEST}"]\n'),
+            NONE,
+        )
+
+
+async def test_a_model_that_nobody_serves_is_warned_of_once_for_each_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(keys, "LOOK_EVERY_S", 0.01)
+    file, held, served = written(tmp_path, ALICE + 'models = ["a", "b"]\n'), ring("x"), set[str]()
+    following = asyncio.create_task(
+        follow(file, lambda: read_keys(file, NONE), held, lambda: served)
+    )
+    try:
+        await until(lambda: held.find("secret-1"))
+        await asyncio.sleep(0.05)
+        assert "no worker serves" not in caplog.text
+        served.add("b")
+        await until(lambda: "no worker serves a, which key alice may use" in caplog.text)
+        await asyncio.sleep(0.05)
+        assert caplog.text.count("no worker serves") == 1
+        written(tmp_path, ALICE + 'models = ["b", "other"]\n')
+        await until(lambda: "no worker serves other" in caplog.text)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
 async def test_a_change_of_the_file_is_taken_over_and_a_broken_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -92,7 +137,7 @@ async def test_a_change_of_the_file_is_taken_over_and_a_broken_one_is_not(
     held = ring("before")
     told: list[bool] = []
     read = partial(read_keys, file, NONE)
-    following = asyncio.create_task(follow(file, read, held, told.append))
+    following = asyncio.create_task(follow(file, read, held, tell=told.append))
     try:
         await until(lambda: held.find("secret-1"))
         written(tmp_path, BOB)

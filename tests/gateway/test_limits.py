@@ -161,6 +161,7 @@ async def test_each_key_has_its_own_limit_and_a_429_says_when_to_come_again(
         assert "x-should-retry" not in headers
         assert body["error_code"] == 42901
         assert body["error"]["code"] == "rate_limit_exceeded"
+        assert body["error"]["type"] == "requests"
         assert body["error"]["message"].startswith("The limit of 3 requests a minute is reached")
         for _ in range(8):
             status, headers, _ = await post(http, s, "/v1/chat/completions", BODY, "key-free")
@@ -199,8 +200,9 @@ async def test_a_running_request_holds_what_it_may_need_and_gives_it_back_when_i
         body = BODY | {"max_tokens": 700}
         running = asyncio.create_task(post(http, s, "/v1/chat/completions", body))
         await until(lambda: s.workers[0].running)
-        status, headers, _ = await post(http, s, "/v1/chat/completions", body)
+        status, headers, told = await post(http, s, "/v1/chat/completions", body)
         assert status == 429
+        assert (told["error"]["type"], told["error"]["code"]) == ("tokens", "rate_limit_exceeded")
         assert int(headers["retry-after"]) > 20
         running.cancel()
         await until(lambda: not s.workers[0].running)

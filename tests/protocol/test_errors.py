@@ -5,7 +5,8 @@ from __future__ import annotations
 from protocol.errors import TAXONOMY
 
 LIE_WITH_THE_MOMENT = """
-    rate_limit_exceeded overloaded wrong_instance draining no_worker worker_unreachable worker_lost
+    rate_limit_exceeded token_limit_exceeded overloaded wrong_instance draining no_worker
+    worker_unreachable worker_lost
     worker_timeout deadline_exceeded out_of_memory engine_dead engine_unavailable internal_error
 """
 
