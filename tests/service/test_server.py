@@ -68,6 +68,21 @@ def test_a_taken_port_is_exit_code_4_and_one_line() -> None:
     assert ended.stderr == f"sample: port {port} on 127.0.0.1 is in use\n"
 
 
+def test_it_says_where_it_listens() -> None:
+    with subprocess.Popen(
+        [sys.executable, str(SAMPLE), "0", "0", "--port", "0"],
+        env=os.environ | {"PYTHONPATH": str(SAMPLE.parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        port = int(process.stdout.readline())
+        assert process.stderr.readline().endswith(f" listening on http://127.0.0.1:{port}\n")
+        process.kill()
+
+
 def test_requests_are_served_while_draining_and_running_ones_end() -> None:
     with running(drain_s=0.6) as (process, port), client_of(port) as client:
         wait_for_state(client, "serving")

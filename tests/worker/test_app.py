@@ -133,8 +133,9 @@ def engine_of(worker: Any) -> Any:
 
 
 async def test_a_dead_engine_is_restarted_and_its_jobs_fail(
-    start_worker: Any, monkeypatch: pytest.MonkeyPatch
+    start_worker: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO", "worker.service")
     monkeypatch.setattr("worker.runtime._RESTART_PAUSE_S", 0.01)
     worker = await start_worker(sim_itl_ms=10, sim_tokens=1000)
     digest = worker.runtime.ready.digest
@@ -145,6 +146,11 @@ async def test_a_dead_engine_is_restarted_and_its_jobs_fail(
     assert events[-1].code == "engine_dead"
     await worker.until_ready()
     assert worker.runtime.restarts == 1
+    asked = {"request_id": "r", "model": "other", "prompt": "x"}
+    assert (await worker.post("/native/generate", asked))[0] == 404
+    told = [one for one in caplog.messages if one.startswith("request ")]
+    assert told[0] == "request ended: engine_dead"
+    assert told[1].startswith("request refused: model_not_found")
     assert worker.runtime.ready.digest == digest
     after = await worker.events(prompt="x", sampling={"max_tokens": 2})
     assert isinstance(after[-1], Done)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -98,6 +99,19 @@ async def test_a_controller_that_is_gone_is_not_waited_for(
     worker = await registered(start_worker, controller)
     controller.answer = {}  # no answer to a heartbeat
     await asyncio.wait_for(worker.drain(), 3)
+
+
+async def test_the_log_has_its_begin_and_its_end(
+    start_worker: Any, controller: Controller, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "worker.drain")
+    controller.answer["acknowledged"] = True
+    worker = await registered(start_worker, controller)
+    await asyncio.wait_for(worker.drain(), 3)
+    assert [one for one in caplog.messages if "drain" in one] == [
+        "the drain begins: 0 requests run",
+        "the drain is over",
+    ]
 
 
 async def test_one_lost_heartbeat_is_no_acknowledgement(
