@@ -200,11 +200,12 @@ async def test_a_taken_port_is_exit_code_4() -> None:
 
 
 async def test_children_that_cannot_start_end_it_all(tmp_path: Path) -> None:
-    broken = tmp_path / "broken.pem"
-    broken.write_text("no certificate\n")
-    files = {"SSL_KEYFILE": str(broken), "SSL_CERTFILE": str(broken)}
-    async with running(FakeWorker(), "--ssl", **files) as gateway:
-        await asyncio.wait_for(gateway.process.communicate(), 30)
+    # the parent does without this library
+    (tmp_path / "aiohttp.py").write_text("raise ImportError('not installed well')\n")
+    path = f"{tmp_path}:{Path(__file__).parents[2]}"
+    async with running(FakeWorker(), PYTHONPATH=path) as gateway:
+        _, stderr = await asyncio.wait_for(gateway.process.communicate(), 30)
+        assert b"not installed well" in stderr
         assert gateway.process.returncode == 1
 
 

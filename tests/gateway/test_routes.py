@@ -261,6 +261,17 @@ async def test_a_known_model_without_a_worker_is_503() -> None:
         assert caught.value.response.headers["retry-after"] == "1"
 
 
+async def test_a_model_whose_last_worker_left_is_shown_with_none(
+    http: aiohttp.ClientSession,
+) -> None:
+    async with stack(FakeWorker()) as s:
+        s.controller.set(left=("w1",))
+        await until(lambda: not s.app.state.gateway.view.snapshot.workers)
+        async with http.get(s.url + "/metrics") as answer:
+            shown = await answer.text()
+    assert f'model_workers{{model="{MODEL}",state="ready"}} 0.0' in shown
+
+
 async def test_metrics_name_no_model_of_a_clients_choice(http: aiohttp.ClientSession) -> None:
     async with stack(FakeWorker()) as s, client(s.url) as api:
         await api.chat.completions.create(model=MODEL, messages=HELLO)

@@ -211,11 +211,11 @@ async def test_embeddings_of_a_fastchat_caller_are_finished_where_others_are_han
     embed = engine.embed
     asked = 0
 
-    async def slow(inputs: list[list[int]]) -> list[list[float]]:
+    async def slow(inputs: list[list[int]], tenant: str = "") -> list[list[float]]:
         nonlocal asked
         asked += 1
         await answer.wait()
-        return await embed(inputs)
+        return await embed(inputs, tenant)
 
     monkeypatch.setattr(engine, "embed", slow)
     inputs = {"request_id": "r", "model": "sim", "inputs": ["x"]}
