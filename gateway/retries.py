@@ -63,7 +63,8 @@ class Retries:
         self.tries = 0
         self.last: TriremeError | None = None
         self.waits_until_s = 0.0
-        self._left = ""
+        self._holder = ""  # who has it
+        self._left: tuple[str, str] | None = None  # who had it, and the code of its failure
         self._is_counted = True
         self._uncounted = 0
         self._deaths = 0
@@ -122,6 +123,8 @@ class Retries:
             self._wait_s = min((one for one in waits if one is not None), default=None)
             error.retry_after_s = self._wait_s
         self.last = error
+        if worker.short_id == self._holder:
+            self._holder, self._left = "", (worker.short_id, error.code)
         if error.code != "draining":
             # not the message: it may repeat what the client sent
             log.info("worker %s failed a request: %s", worker.short_id, error.code)
@@ -139,7 +142,7 @@ class Retries:
         # what was taken in is no new load: it goes on elsewhere in place of where it was
         if error.code in _ADDS_LOAD and not self.admitted and not self._budget.spend():
             raise error
-        self._left, self._is_counted = worker.short_id, False
+        self._is_counted = False
 
     def asks(self) -> None:
         """A worker is asked: in place of the one that failed, where there was one."""
@@ -150,18 +153,19 @@ class Retries:
 
     def goes_on(self, worker: WorkerRecord) -> None:
         """The worker has taken the request in: tells where an answer that was begun goes on."""
-        if self.last is None or self._progress is None or not self._progress.delivered:
+        self._holder = worker.short_id
+        if self._left is None or self._progress is None or not self._progress.delivered:
             return
-        tokens = self._progress.num_tokens
-        if self.last.code == "draining":
+        (before, code), tokens = self._left, self._progress.num_tokens
+        if code == "draining":
             log.info(
                 "worker %s drains; the answer was handed over to %s after %d tokens",
-                self._left, worker.short_id, tokens,
+                before, worker.short_id, tokens,
             )  # fmt: skip
             return
         log.warning(
             "worker %s lost (%s); the answer went on at %s after %d tokens (attempt %d)",
-            self._left, self.last.code, worker.short_id, tokens, self.tries + 1,
+            before, code, worker.short_id, tokens, self.tries + 1,
         )  # fmt: skip
 
     def _resumable(self, worker: WorkerRecord) -> bool:

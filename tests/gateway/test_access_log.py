@@ -98,6 +98,19 @@ async def test_a_rescued_answer_is_told_once_with_both_workers(
     )
 
 
+async def test_a_worker_that_refuses_on_the_way_is_not_the_one_that_was_lost(
+    http: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = TriremeError("wrong_instance", "Another worker process serves this address now.")
+    workers = [FakeWorker("w1", die_after=3), FakeWorker("w2", refuse=gone), FakeWorker("w3")]
+    async with stack(*workers) as s:
+        while "w1 lost" not in caplog.text:
+            assert await post(http, s, stream=True) == 200
+            assert len(s.workers[2].requests) < 50
+    assert re.search(r"worker w1 lost \(worker_lost\); the answer went on at w3", caplog.text)
+    assert "w2 lost" not in caplog.text
+
+
 async def test_an_answer_that_is_handed_over_is_no_warning(
     http: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
 ) -> None:
