@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -11,6 +12,8 @@ from urllib.parse import urlsplit
 from trireme.service.settings import EXIT_MODEL, load_settings
 from worker.config import Settings
 from worker.engine.protocol import ModelLoadError
+
+log = logging.getLogger("worker")
 
 CLOSING_S = 2.0
 """After the drain nothing runs but callers that do not read."""
@@ -31,11 +34,15 @@ def _serve(settings: Settings) -> int:
     from trireme.service.logs import configure_logging
     from trireme.service.server import ExitRequest, bind, run
     from worker.app import create_app
+    from worker.hub_logs import shorten_retries
 
     if not settings.trust_remote_code:
         _hide_torch()
     listener = bind(settings, "python -m worker")
     configure_logging("worker", settings.log_level, settings.log_format)
+    if settings.asks_the_hub:
+        log.warning("no folder %r: trying it as a hub id", settings.model_path)
+        shorten_retries()
     address = settings.base_url(listener.getsockname()[1], _own_ip(settings.controller_address))
     exit_request = ExitRequest()
     made = create_app(settings, address=address, exit_request=exit_request)

@@ -246,6 +246,11 @@ class Settings(TierSettings):
             return ("trireme-demo",)
         return (Path(self.model_path).resolve().name or "model",)
 
+    @property
+    def asks_the_hub(self) -> bool:
+        """Whether the model path is no folder here, so that it must be a hub id."""
+        return self.engine_kind.needs_model and not Path(self.resolved_model_path).is_dir()
+
     def check_model_path(self) -> None:
         """Find out early, and without a heavy import, that there is no such model.
 

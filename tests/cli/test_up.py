@@ -148,7 +148,7 @@ def test_a_drained_worker_is_not_started_again_and_the_last_one_ends_all(
     workers = re.findall(r"worker-\d +ready at (\S+)", up.text)
     drained = trireme("drain", workers[0], "--controller-address", controller)
     assert (drained.returncode, drained.stderr) == (0, "")
-    up.expect(r"worker-\d +was stopped from outside")
+    up.expect(r"worker-\d +was stopped from outside; to have it back, stop all")
     assert ask(base_url)
     drained = trireme("drain", workers[1], "--controller-address", controller)
     assert drained.returncode == 0, drained.stderr

@@ -158,8 +158,10 @@ class Stack:
         if code == EXIT_OK and member.was_ready:
             member.gone = True
             kin = [other for other in self._members if other.plan.tier == member.plan.tier]
-            self._display.line(member.plan.name, "was stopped from outside")
-            return EXIT_OK if all(other.gone for other in kin) else None
+            last = all(other.gone for other in kin)
+            back = "" if last else "; to have it back, stop all with Ctrl-C and start again"
+            self._display.line(member.plan.name, f"was stopped from outside{back}")
+            return EXIT_OK if last else None
         if member.was_ready and code not in HOPELESS:
             wait_s = member.budget.take(time.monotonic())
             if wait_s is not None:

@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -30,6 +31,7 @@ from worker.engine.faults import NO_MEMORY, OutOfMemory
 from worker.engine.protocol import EngineLoad, ModelLoadError, PromptOutput, StepOutput
 from worker.engine.ranks import Ranks
 from worker.engine.watchdog import Beat, Pulse, end_with_parent, idle_beat_s
+from worker.hub_logs import shorten_retries
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[2]))
     pulse = Pulse(int(sys.argv[3]))
     config = TypeAdapter(EngineConfig).validate_json(sys.argv[4])
+    if not Path(config.model_path).is_dir():
+        shorten_retries()
     inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(channel, inbox), daemon=True).start()
     size = config.tensor_parallel_size
