@@ -96,6 +96,8 @@ class Retries:
 
     def tried(self, group: Group) -> list[str]:
         """Workers of the group that had the request; not those with a new engine since."""
+        if not self._tried:
+            return []
         found = group.by_id
         return [
             id_
