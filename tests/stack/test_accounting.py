@@ -166,7 +166,7 @@ def test_the_ledgers_sums_are_the_workers_counters(ledgered: Ledgered) -> None:
     assert total(rows + left, "prompt_tokens") == ledgered.counted(PROMPT)
     made, delivered = ledgered.counted(GENERATED) - before, total(left, "completion_tokens")
     assert delivered <= made
-    assert made - delivered <= 6 * 200, "what was on its way when the client had gone"
+    assert made - delivered <= 6 * 8, "what was on its way when the client had gone"
     assert [row["completion_tokens"] >= 3 for row in left] == [True] * 6
 
 
