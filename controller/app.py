@@ -28,6 +28,7 @@ from trireme.service.control import (
 from trireme.service.health import health_router
 from trireme.service.openapi import describe
 from trireme.service.shortcut import Shortcut, routes_of
+from trireme.service.tier_app import TierApp
 
 ABOUT: Final = "The fleet's workers and their leases: the native wire, and FastChat's."
 
@@ -62,13 +63,16 @@ def create_app(
         """Polls end at once; relayed streams go on until they end or the grace is over."""
         fleet.feed.close()
 
-    app = FastAPI(title="Trireme controller", version=__version__, lifespan=lifespan)
+    app = TierApp(title="Trireme controller", version=__version__, lifespan=lifespan)
     app.state.drain = drain
     native = native_router(fleet)
-    app.add_middleware(
-        Shortcut, routes=routes_of(native, f"{WORKERS}{{instance_id}}")[:1], render=error_response
+    app.add_edge(
+        Shortcut,
+        tier="controller",
+        routes=routes_of(native, f"{WORKERS}{{instance_id}}")[:1],
+        render=lambda _scope, error: error_response(error),
     )
-    app.add_middleware(TokenGuard, tokens=TokenSet([settings.cluster_token]))
+    app.add_edge(TokenGuard, tokens=TokenSet([settings.cluster_token]))
     install_error_handlers(app, "controller")
     app.include_router(
         health_router(

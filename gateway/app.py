@@ -55,6 +55,7 @@ from trireme.service.openapi import describe
 from trireme.service.processes import Sibling
 from trireme.service.scrapes import Shown, shown
 from trireme.service.shortcut import Shortcut
+from trireme.service.tier_app import TierApp
 
 log = logging.getLogger(__name__)
 
@@ -202,13 +203,13 @@ def create_app(
         state = scope["state"]
         code, caller = state.get("error_code", ""), state.get("caller")
         metrics.finished(route, state.get("model", UNKNOWN_MODEL), status, code, seconds)
-        if scope["path"] not in HEALTH_PATHS:
+        if log.isEnabledFor(logging.INFO) and scope["path"] not in HEALTH_PATHS:
             by = f" key={caller.name}" if caller is not None and caller.salt else ""
             told = f"{status} {code}".rstrip() + by
             path = quoted(scope["path"])
             log.info("%s %s %s %.0f ms", scope["method"], path, told, 1000 * seconds)
 
-    app = FastAPI(
+    app = TierApp(
         title="Trireme gateway", version=__version__, lifespan=lifespan, redirect_slashes=False
     )
     app.state.drain = drain
@@ -233,17 +234,22 @@ def create_app(
         return Response(status_code=499)
 
     # the last one added is the outermost
-    app.add_middleware(Shortcut, routes=BUSY_ROUTES, render=error_response)
-    app.add_middleware(HeaderCheck)
-    app.add_middleware(LimitHeaders, limiter=limiter)
-    app.add_middleware(
+    app.add_edge(
+        Shortcut,
+        tier="gateway",
+        routes=BUSY_ROUTES,
+        render=lambda scope, error: error_response(error, scope=scope),
+    )
+    app.add_edge(HeaderCheck)
+    app.add_edge(LimitHeaders, limiter=limiter)
+    app.add_edge(
         TwoDoors,
         clients=partial(Authentication, keys=keys),
         operators=partial(
             OperatorGuard, tokens=TokenSet([settings.cluster_token]), has_keys=bool(keys)
         ),
     )
-    app.add_middleware(
+    app.add_edge(
         CORSMiddleware,
         allow_origins=settings.allowed_origins,
         allow_credentials=settings.allow_credentials,
@@ -258,7 +264,7 @@ def create_app(
             *LIMIT_HEADERS,
         ],
     )
-    app.add_middleware(RequestContext, finished=finished, closing=lambda: draining)
+    app.add_edge(RequestContext, finished=finished, closing=lambda: draining)
     return app
 
 

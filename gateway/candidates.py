@@ -24,8 +24,11 @@ class Sieve:
 
     def drop(self, reason: str, ids: Iterable[str], *, or_none: bool = False) -> None:
         """Leave these out; they stay when nobody would be left, unless that is meant."""
+        gone = set(ids)
+        if not gone:
+            return
         by_id = self.group.by_id
-        gone = by_id.keys() & set(ids)
+        gone &= by_id.keys()
         if not gone or (len(gone) == len(by_id) and not or_none):
             return
         self.group = Group([one for one in self.group.workers if one.instance_id not in gone])
@@ -33,6 +36,8 @@ class Sieve:
 
     def prefer_native(self) -> None:
         """Our own wire; where nobody speaks it all stay, so that one of them says what it lacks."""
+        if self.group.all_native:
+            return
         others = (one.instance_id for one in self.group.workers if one.wire != "native")
         self.drop("not native", others)
 

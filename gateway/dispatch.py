@@ -26,7 +26,7 @@ from gateway.metrics import GatewayMetrics
 from gateway.prefix import Fingerprint, PrefixIndex, fingerprint, prompt_tokens
 from gateway.progress import Progress
 from gateway.retries import Retries, RetryBudget, again, no_worker, too_late
-from gateway.routing import Decision, Group, InFlight, Policy, Query
+from gateway.routing import Decision, Group, InFlight, Policy, Query, reported_tokens
 from gateway.trail import Attempt, Out, Trail
 from gateway.worker_client import Question, WorkerClient
 from protocol.errors import TriremeError, quoted
@@ -239,7 +239,7 @@ class Dispatcher:
         progress: Progress,
     ) -> tuple[Decision, Sequence[Out]]:
         left = self._candidates(request.model, retry, _capability(request))
-        if needs_native(request):
+        if not left.group.all_native and needs_native(request):
             left.prefer_native()
         if progress.delivered:
             others = (
@@ -254,8 +254,12 @@ class Dispatcher:
         if not left.group.workers:
             raise retry.nobody()
         matched = self._prefixes.matched_tokens(prefix, left.group.by_id)
-        query = Query(left.group, tokens, self.in_flight.unreported, matched)
-        return self._policy(query, self._rng), left.out
+        return self._decide(left.group, tokens, matched), left.out
+
+    def _decide(self, group: Group, tokens: int, matched: Mapping[str, int]) -> Decision:
+        flying = self.in_flight
+        reported = flying.own_tokens if self._view.snapshot.stale else reported_tokens
+        return self._policy(Query(group, tokens, flying.unreported, matched, reported), self._rng)
 
     # ---- calls ----------------------------------------------------------------------------------
 
@@ -284,8 +288,7 @@ class Dispatcher:
                 if await self._another_fleet(model, retry, left_s):
                     continue
                 raise retry.nobody()
-            query = Query(left.group, tokens, self.in_flight.unreported)
-            decision = self._policy(query, self._rng)
+            decision = self._decide(left.group, tokens, {})
             worker = decision.chosen.worker
             retry.asks()
             attempt = trail.attempt(trail.request_id, retry.tries, decision, left.out)

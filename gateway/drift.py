@@ -117,7 +117,9 @@ class DriftWatch:
     @contextmanager
     def request(self, worker: WorkerRecord) -> Iterator[None]:
         """Around a request that tells the worker the `gateway_id`."""
-        watched = self._by_id.setdefault(worker.instance_id, _Watched())
+        watched = self._by_id.get(worker.instance_id)
+        if watched is None:
+            watched = self._by_id[worker.instance_id] = _Watched()
         number = watched.open.begin(self._clock())
         try:
             yield

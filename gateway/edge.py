@@ -10,6 +10,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable
+from itertools import chain
 from time import perf_counter
 from typing import Final
 
@@ -131,7 +132,8 @@ class HeaderCheck:
         await refusal(scope, receive, send)
 
     def _fault(self, scope: Scope) -> str | None:
-        if sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+        headers = scope["headers"]
+        if sum(map(len, chain.from_iterable(headers))) + 4 * len(headers) > MAX_HEADER_BYTES:
             return f"The request's headers exceed the limit of {MAX_HEADER_BYTES} bytes."
         if not _HOST.fullmatch(header(scope, b"host") or ""):
             return "The request's Host header is malformed."

@@ -10,6 +10,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -40,6 +41,7 @@ class Origin(NamedTuple):
     port: int
 
     @classmethod
+    @lru_cache(maxsize=4096)
     def of(cls, base_url: str) -> Origin:
         """Of `http(s)://host[:port]`."""
         parts = urlsplit(base_url)

@@ -21,6 +21,7 @@ from protocol.framing import SSE_DONE, sse
 from protocol.generation import CallPiece, Delta, Done, Event, FinishReason, Prompt, Started
 from protocol.openai import StreamOptions
 
+_NO_OPTIONS: Final = StreamOptions()
 _MARK: Final = "\ue000 the text \ue000"
 """A text that is nothing else in a frame."""
 
@@ -84,7 +85,7 @@ class Renderer(ABC):
         as_ids: bool = False,
     ) -> None:
         self._head = head
-        self._options = options or StreamOptions()
+        self._options = options or _NO_OPTIONS
         self._shows_prompt_logprobs = prompt_logprobs
         self._as_ids = as_ids
         self._fingerprint: str | None = None

@@ -1,7 +1,8 @@
 """Chooses a worker for a request. Pure: no I/O, no clock; randomness and load are passed in.
 
 The cost of a worker is the work that stands before a new prompt there, in tokens, over its speed:
-what its last heartbeat reported and what this gateway sent it since. `prefix_aware` takes the
+what its last heartbeat reported and what this gateway sent it since. While no controller tells
+of heartbeats, what this gateway has there itself stands for the report. `prefix_aware` takes the
 better of two random workers (Mitzenmacher's power of two choices) and the worker that saw the
 longest prefix of the prompt, whose cost is less by what it need not prefill again; that worker is
 left out of it when it is loaded well above the others. So it looks at a few workers, however many
@@ -36,12 +37,21 @@ class Group:
     Attributes:
         by_id: them, by instance id.
         measured: whether all have measured their prefill rate, so that it can be compared.
+        all_native: whether all speak this stack's own wire.
     """
 
     def __init__(self, workers: Sequence[WorkerRecord]) -> None:
         self.workers = tuple(workers)
         self.by_id = {worker.instance_id: worker for worker in workers}
         self.measured = all(worker.load.prefill_tps > 0 for worker in workers)
+        self.all_native = all(worker.wire == "native" for worker in workers)
+
+
+def reported_tokens(worker: WorkerRecord) -> int:
+    """Tokens of work there, by its last heartbeat."""
+    if worker.wire == "fastchat":
+        return QUEUED_TOKENS * worker.queue_length
+    return worker.load.waiting_tokens + RUNNING_TOKENS * worker.load.running
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +63,18 @@ class Query:
         prompt_tokens: about how many the prompt has.
         unreported: tokens that this gateway sent a worker since its last heartbeat.
         matched: tokens of the prompt's prefix that an instance was sent before.
+        reported: tokens of work at a worker before that.
     """
 
     group: Group
     prompt_tokens: int = 1
     unreported: Callable[[WorkerRecord], int] = lambda _worker: 0
     matched: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    reported: Callable[[WorkerRecord], int] = reported_tokens
 
     def backlog(self, worker: WorkerRecord) -> float:
         """Tokens of work before a new request there."""
-        return float(reported_tokens(worker) + self.unreported(worker))
+        return float(self.reported(worker) + self.unreported(worker))
 
     def speed(self, worker: WorkerRecord) -> float:
         """Prefill tokens a second when all candidates have measured it, else the named speed."""
@@ -71,28 +83,22 @@ class Query:
     def weighed(self, worker: WorkerRecord) -> Candidate:
         """The worker with its cost: the time until the prompt is through, in no certain unit."""
         matched = self.matched.get(worker.instance_id, 0)
-        unreported, speed = self.unreported(worker), self.speed(worker)
-        todo = max(0, self.prompt_tokens - matched)
-        cost = (reported_tokens(worker) + unreported + todo) / speed
-        return Candidate(worker, unreported, matched, speed, cost)
-
-
-def reported_tokens(worker: WorkerRecord) -> int:
-    """Tokens of work there, by its last heartbeat."""
-    if worker.wire == "fastchat":
-        return QUEUED_TOKENS * worker.queue_length
-    return worker.load.waiting_tokens + RUNNING_TOKENS * worker.load.running
+        reported, unreported = self.reported(worker), self.unreported(worker)
+        speed, todo = self.speed(worker), max(0, self.prompt_tokens - matched)
+        cost = (reported + unreported + todo) / speed
+        return Candidate(worker, reported, unreported, matched, speed, cost)
 
 
 class Candidate(NamedTuple):
     """A worker that a policy looked at, and what it saw.
 
     Attributes:
-        unreported, matched: tokens, as `Query` has them.
+        reported, unreported, matched: tokens, as `Query` has them.
         speed: tokens a second, or what FastChat calls speed.
     """
 
     worker: WorkerRecord
+    reported: int
     unreported: int
     matched: int
     speed: float
@@ -199,7 +205,9 @@ class InFlight:
 
     def begin(self, worker: WorkerRecord, tokens: int) -> Ticket:
         """A request of so many tokens goes to the worker; give the ticket back to `end`."""
-        sent = self._sent.setdefault(worker.instance_id, _Sent())
+        sent = self._sent.get(worker.instance_id)
+        if sent is None:
+            sent = self._sent[worker.instance_id] = _Sent()
         sent.requests += 1
         if worker.seq > sent.seq:
             sent.seq, sent.tokens = worker.seq, 0
@@ -220,6 +228,11 @@ class InFlight:
             return sum(sent.requests for sent in self._sent.values())
         sent = self._sent.get(instance_id)
         return sent.requests if sent is not None else 0
+
+    def own_tokens(self, worker: WorkerRecord) -> int:
+        """What the requests of this gateway there are worth: all that is known of its load while
+        nobody tells of heartbeats."""
+        return RUNNING_TOKENS * self.count(worker.instance_id)
 
     def unreported(self, worker: WorkerRecord) -> int:
         """Tokens sent to it since its heartbeat of the snapshot."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from time import perf_counter, time
 from typing import Final, NamedTuple
 
-from gateway.routing import Candidate, Decision, reported_tokens
+from gateway.routing import Candidate, Decision
 from protocol.route_report import AttemptReport, CandidateReport, LeftOut, RouteReport
 
 KEPT_REQUESTS: Final = 1000
@@ -176,7 +176,7 @@ class Trails:
 def _candidate(one: Candidate) -> CandidateReport:
     return CandidateReport(
         worker=one.worker.instance_id,
-        reported_tokens=reported_tokens(one.worker),
+        reported_tokens=one.reported,
         unreported_tokens=one.unreported,
         speed=one.speed,
         matched_tokens=one.matched,

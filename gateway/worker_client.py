@@ -16,6 +16,7 @@ import aiohttp
 from pydantic import BaseModel
 from pydantic_core import from_json
 
+from gateway.compact import compact_json
 from gateway.http_client import IDLE_CONNECTION_S, Answer, Broken, ConnectFailed, HttpPool
 from protocol.errors import TriremeError
 from protocol.fleet import WorkerRecord
@@ -219,7 +220,7 @@ class NativeClient:
         deadline = asyncio.get_running_loop().time() + limit_s
         splitter = FrameSplitter(NEWLINE)
         opened = self._http.open(
-            worker, "/native/generate", _json(request), timeouts.first_event_s, deadline
+            worker, "/native/generate", compact_json(request), timeouts.first_event_s, deadline
         )
         running = False
         quiet_since: float | None = None
@@ -249,7 +250,7 @@ class NativeClient:
     async def embed(
         self, worker: WorkerRecord, request: EmbedRequest, timeout_s: float
     ) -> EmbedResponse:
-        body = await self._http.call(worker, "/native/embed", _json(request), timeout_s)
+        body = await self._http.call(worker, "/native/embed", compact_json(request), timeout_s)
         return _answer(EmbedResponse, body)
 
     async def count(
@@ -261,12 +262,8 @@ class NativeClient:
     async def call(
         self, worker: WorkerRecord, request: Question, answer: type[_Model], timeout_s: float
     ) -> _Model:
-        path = _ROUTES[type(request)]
-        return _answer(answer, await self._http.call(worker, path, _json(request), timeout_s))
-
-
-def _json(message: BaseModel) -> bytes:
-    return message.model_dump_json(exclude_defaults=True).encode()
+        path, body = _ROUTES[type(request)], compact_json(request)
+        return _answer(answer, await self._http.call(worker, path, body, timeout_s))
 
 
 def _events(splitter: FrameSplitter, chunk: bytes) -> list[Event]:

@@ -6,6 +6,7 @@ Parsing is strict, as in `protocol/openai.py`. Blocks and tools of other kinds a
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -282,7 +283,7 @@ class CountTokensRequest(RequestFields):
     cache_control: Annotated[CacheControl | None, WithoutEffect()] = None
     """without effect: all beginnings of prompts are cached by themselves"""
 
-    @property
+    @cached_property
     def tool_use(self) -> ToolUse:
         """What the tools come to."""
         tools = [tool.for_chat for tool in self.tools] or None
@@ -297,7 +298,7 @@ class CountTokensRequest(RequestFields):
     def parallel_tool_calls(self) -> bool:
         return self.tool_choice is None or not self.tool_choice.disable_parallel_tool_use
 
-    @property
+    @cached_property
     def structure(self) -> Structure | None:
         """What the answer must be: JSON of a schema, or forced calls."""
         if forced := self.tool_use.forced:

@@ -7,6 +7,7 @@ The items of `input` are in `protocol/response_items.py`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
@@ -179,7 +180,7 @@ class CreateResponse(RequestFields):
     def shows_logprobs(self) -> bool:
         return LOGPROBS in self.include
 
-    @property
+    @cached_property
     def tool_use(self) -> ToolUse:
         """What the tools come to."""
         tools = [tool.for_chat for tool in self.tools] or None
@@ -191,7 +192,7 @@ class CreateResponse(RequestFields):
                 error, {".function": "", "tool_choice.allowed_tools": "tool_choice"}
             ) from None
 
-    @property
+    @cached_property
     def structure(self) -> Structure | None:
         """What the answer must be: the text's format, or forced calls."""
         if forced := self.tool_use.forced:

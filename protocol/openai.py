@@ -9,6 +9,7 @@ The messages of a chat are in `protocol/openai_messages.py`, the answers' schema
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
@@ -193,7 +194,7 @@ class GenerationFields(_Inert):
         """Most completion tokens asked for; None means up to the context length."""
         raise NotImplementedError
 
-    @property
+    @cached_property
     def structure(self) -> Structure | None:
         """What the answer's text must be."""
         return structure_of(None, self.structured_outputs)
@@ -274,12 +275,12 @@ class ChatCompletionRequest(GenerationFields):
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
-    @property
+    @cached_property
     def tool_use(self) -> ToolUse:
         """What the tools come to."""
         return tool_use(self.tools, self.tool_choice, parallel=self.parallel_tool_calls)
 
-    @property
+    @cached_property
     def structure(self) -> Structure | None:
         forced = self.tool_use.forced
         return forced or structure_of(self.response_format, self.structured_outputs)

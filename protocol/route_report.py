@@ -17,7 +17,7 @@ class CandidateReport(_Report):
     worker: str
     """its instance id"""
     reported_tokens: int
-    """tokens of work there, by its last heartbeat"""
+    """tokens of work there, by its last heartbeat; while none is told, this gateway's own"""
     unreported_tokens: int
     """tokens that this gateway sent it since then"""
     speed: float

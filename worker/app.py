@@ -20,6 +20,7 @@ from trireme.service.health import health_router
 from trireme.service.openapi import describe
 from trireme.service.server import ExitRequest
 from trireme.service.shortcut import Shortcut, routes_of
+from trireme.service.tier_app import TierApp
 from worker import fastchat, native
 from worker.config import Settings
 from worker.drain import Drain
@@ -71,11 +72,13 @@ def create_app(settings: Settings, *, address: str, exit_request: ExitRequest) -
             await registrar.close()
             await runtime.close()
 
-    app = FastAPI(title="Trireme worker", version=__version__, lifespan=lifespan)
+    app = TierApp(title="Trireme worker", version=__version__, lifespan=lifespan)
     made = native.native_router(service, embeds, reporter.record, drain.ask)
     busy = routes_of(made, "/native/generate", "/native/embed", "/native/tokenize")
-    app.add_middleware(Shortcut, routes=busy, render=error_response)
-    app.add_middleware(TokenGuard, tokens=TokenSet([settings.cluster_token]))
+    app.add_edge(
+        Shortcut, tier="worker", routes=busy, render=lambda _scope, error: error_response(error)
+    )
+    app.add_edge(TokenGuard, tokens=TokenSet([settings.cluster_token]))
     install_error_handlers(app, "worker")
     app.include_router(health_router("worker", runtime.not_ready, metrics.registry))
     app.include_router(made)

@@ -368,6 +368,24 @@ async def test_requests_go_on_with_every_controller_dead(http: aiohttp.ClientSes
             assert answer.status == 200
 
 
+async def test_with_every_controller_dead_load_is_what_the_gateway_has_there_itself(
+    http: aiohttp.ClientSession,
+) -> None:
+    """What was reported last is no measure: for hours nobody would use a worker that was busy."""
+    async with stack(FakeWorker("w1", pause_s=0.1), FakeWorker("w2", pause_s=0.1)) as s:
+        busy = s.controller.workers[0].model_copy(update={"load": Load(running=200, capacity=256)})
+        s.controller.set(busy, s.controller.workers[1])
+        view = s.app.state.gateway.view
+        await until(lambda: view.snapshot.workers["w1"].load.running == 200)
+        await asyncio.gather(*(ask(http, s) for _ in range(6)))
+        assert [len(worker.requests) for worker in s.workers] == [0, 6]
+        s.controller.token = "now it refuses everybody"
+        s.controller.set()
+        await until(lambda: view.snapshot.stale)
+        await asyncio.gather(*(ask(http, s) for _ in range(12)))
+        assert [len(worker.requests) for worker in s.workers] == [6, 12]
+
+
 async def test_an_answer_with_a_gap_is_not_passed_on(http: aiohttp.ClientSession) -> None:
     worker = FakeWorker(script=lambda request, name: [
         event for i, event in enumerate(scripted(request, name)) if i != 3

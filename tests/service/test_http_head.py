@@ -149,6 +149,17 @@ async def test_a_body_that_nobody_waits_for_holds_no_connection(
     writer.close()
 
 
+async def test_a_body_that_stops_half_way_ends_with_its_connection(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_head, "BODY_TIMEOUT_S", 0.3)
+    head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n"
+    late = await served.exchange(head, b"half", timeout_s=3)
+    assert late.startswith(b"HTTP/1.1 408 ")
+    whole = await served.exchange(head, b"half", b"other", timeout_s=3)
+    assert whole.startswith(b"HTTP/1.1 404 "), "one that comes in time is answered"
+
+
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n"
 
 

@@ -1,8 +1,8 @@
-"""uvicorn's HTTP protocol with bounds on what comes before a request is known.
+"""uvicorn's HTTP protocol with bounds on how requests come.
 
 uvicorn hands a request to the app when its head is complete, and keeps all of it until then. So a
 head that never ends would fill the memory before any token or key is asked for, and one that never
-comes would hold its connection for ever.
+comes would hold its connection for ever; so would a body that stops half-way.
 """
 
 from __future__ import annotations
@@ -12,18 +12,23 @@ from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from trireme.service.joined_writes import JoinedWrites
+
 MAX_HEAD_BYTES: Final = 256 * 1024
 """Of a head, or of what follows a chunked body; far above what the tiers take of headers."""
 HEAD_TIMEOUT_S: Final = 60.0
+BODY_TIMEOUT_S: Final = 300.0
+"""From the head to the end of the body."""
 
 _TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-length: 0\r\nconnection: close\r\n\r\n"
 )
+_TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class BoundedHttp(HttpToolsProtocol):
-    """Closes a connection whose request's head is too long, or late."""
+    """Closes a connection whose request's head is too long, or whose head or body is late."""
 
     _pending_bytes = 0
     """Received since the parser last gave something to the app."""
@@ -31,8 +36,9 @@ class BoundedHttp(HttpToolsProtocol):
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._watch()
+        joined = JoinedWrites(transport, self.loop)
+        super().connection_made(joined)  # type: ignore[arg-type]  # it has what a transport has
+        self._watch(HEAD_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
@@ -41,10 +47,12 @@ class BoundedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._pending_bytes += len(data)
         super().data_received(data)
-        # bytes that belong to no request end the server's own timer of idle connections
-        idle = self.cycle is None or self.cycle.response_complete
-        if (self._in_head or idle) and self._late is None:
-            self._watch()
+        if self._late is None:
+            # bytes that belong to no request end the server's own timer of idle connections
+            if self._in_head or self.cycle is None or self.cycle.response_complete:
+                self._watch(HEAD_TIMEOUT_S)
+            elif self.cycle.more_body:
+                self._watch(BODY_TIMEOUT_S)
         if self._pending_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.transport.write(_TOO_LARGE)
             self.transport.close()
@@ -64,10 +72,21 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._pending_bytes = 0
+        self._unwatch()
         super().on_message_complete()
 
-    def _watch(self) -> None:
-        self._late = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+    def on_response_complete(self) -> None:
+        if not self._in_head:
+            self._unwatch()  # what is still to come of the body is no request's any more
+        super().on_response_complete()
+
+    def _watch(self, timeout_s: float) -> None:
+        self._late = self.loop.call_later(timeout_s, self._give_up)
+
+    def _give_up(self) -> None:
+        if not self._in_head and self.cycle is not None and not self.cycle.response_started:
+            self.transport.write(_TOO_SLOW)
+        self.transport.close()
 
     def _unwatch(self) -> None:
         if self._late is not None:

@@ -8,6 +8,7 @@ routes as well: for the documents, for other methods, and under a mount.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 
 from fastapi import APIRouter
@@ -18,25 +19,28 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from protocol.errors import TriremeError
 
+log = logging.getLogger(__name__)
+
 
 class Shortcut:
     """Calls the endpoints of some routes by (method, path); everything else goes on.
 
-    The code of a failure stands in the scope's state as `error_code`.
-
     Args:
+        tier: named in the answer when an endpoint is at fault.
         routes: their endpoints take a request alone and return a response. A path may end in one
             parameter, which matches what has no further slash.
-        render: a failure as the tier's clients read it.
+        render: the answer to a request of this scope that failed so.
     """
 
     def __init__(
         self,
         app: ASGIApp,
+        tier: str,
         routes: Iterable[APIRoute],
-        render: Callable[[TriremeError], Response],
+        render: Callable[[Scope, TriremeError], Response],
     ) -> None:
         self._app = app
+        self._tier = tier
         self._routes: dict[tuple[str, str], APIRoute] = {}
         self._last_parts: dict[str, str] = {}
         for route in routes:
@@ -58,10 +62,13 @@ class Shortcut:
         try:
             response = await route.endpoint(Request(scope, receive, send))
         except TriremeError as error:
-            scope.setdefault("state", {})["error_code"] = error.code
-            response = self._render(error)
+            response = self._render(scope, error)
         except ClientDisconnect:
             response = Response(status_code=499)
+        except Exception:
+            log.exception("request failed")
+            fault = TriremeError("internal_error", f"The {self._tier} failed; see its log.")
+            response = self._render(scope, fault)
         await response(scope, receive, send)
 
     def _find(self, scope: Scope) -> APIRoute | None:
