@@ -18,7 +18,6 @@ from typing import Final
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic_core import ErrorDetails
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
@@ -28,7 +27,7 @@ from gateway.buckets import Table
 from gateway.config import GatewaySettings
 from gateway.dispatch import Dispatcher
 from gateway.drift import LOOK_EVERY_S, DriftWatch
-from gateway.edge import Authentication, HeaderCheck, RequestContext
+from gateway.edge import Authentication, CrossOrigin, HeaderCheck, RequestContext
 from gateway.errors import error_response, install_error_handlers
 from gateway.fastchat_client import FastChatClient
 from gateway.fleet_view import FleetView
@@ -250,7 +249,7 @@ def create_app(
         ),
     )
     app.add_edge(
-        CORSMiddleware,
+        CrossOrigin,
         allow_origins=settings.allowed_origins,
         allow_credentials=settings.allow_credentials,
         allow_methods=settings.allowed_methods,

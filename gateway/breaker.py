@@ -48,19 +48,23 @@ class Breaker:
         """Whether it failed a moment ago, so that others come first."""
         return self._in_a_row > 0 and now_s < self._failed_at_s + SET_ASIDE_S
 
-    def begin(self, now_s: float) -> None:
-        """A request is sent there."""
-        if self.state(now_s) == "half_open":
-            self._trial = True
+    def begin(self, now_s: float) -> bool:
+        """A request is sent there; returns whether it is the trial of one that is half-open."""
+        if self._trial or self.state(now_s) != "half_open":
+            return False
+        self._trial = True
+        return True
 
-    def end(self, failed: bool | None, now_s: float) -> None:
+    def end(self, failed: bool | None, now_s: float, trial: bool = False) -> None:
         """The request is over.
 
         Args:
             failed: True for a transport failure, False for a success, None for neither (the
                 client went away, or the request itself was at fault).
+            trial: what `begin` returned.
         """
-        trial, self._trial = self._trial, False
+        if trial or failed is False:
+            self._trial = False
         if failed is None:
             return
         self._recent.append((now_s, failed))

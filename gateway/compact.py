@@ -1,6 +1,6 @@
 """Messages to workers as JSON without the fields that have their default.
 
-As `model_dump_json(exclude_defaults=True)` of pydantic, in a quarter of the time: it asks each
+As `model_dump_json(exclude_defaults=True)` of pydantic, in a fraction of the time: that asks each
 field for a serializer and a default, although none of ours has one of its own.
 """
 
@@ -34,8 +34,8 @@ def _given(message: Any) -> dict[str, Any]:
 
 @cache
 def _defaults(kind: type[BaseModel]) -> list[tuple[str, Any]]:
-    """Names and defaults in order; that of a field without one equals nothing."""
-    return [
-        (name, field.get_default(call_default_factory=True))
-        for name, field in kind.model_fields.items()
-    ]
+    """Names and defaults in order. That of a field without one equals nothing, and a message is
+    not compared as a whole: its own fields are."""
+    fields = kind.model_fields.items()
+    found = [(name, field.get_default(call_default_factory=True)) for name, field in fields]
+    return [(name, ... if isinstance(one, BaseModel) else one) for name, one in found]

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from random import Random
 from time import monotonic
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 from pydantic import BaseModel
 
@@ -208,11 +208,11 @@ class Dispatcher:
             attempt = trail.attempt(request.request_id, retry.tries, decision, out)
             try:
                 lent = self._lend(worker, tokens + progress.num_tokens, attempt)
-                with lent as breaker, self._drift.request(worker):
+                with lent as loan, self._drift.request(worker):
                     async with aclosing(stream) as batches:
                         async for batch in batches:
                             if isinstance(batch[0], Started):
-                                breaker.end(False, monotonic())
+                                loan.answers()
                                 attempt.answered()
                                 retry.goes_on(worker)
                                 self._prefixes.record(prefix, worker.instance_id)
@@ -293,9 +293,9 @@ class Dispatcher:
             retry.asks()
             attempt = trail.attempt(trail.request_id, retry.tries, decision, left.out)
             try:
-                with self._lend(worker, tokens, attempt) as breaker:
+                with self._lend(worker, tokens, attempt) as loan:
                     answer = await ask(worker, left_s, f"{trail.request_id}.{retry.tries}")
-                    breaker.end(False, monotonic())
+                    loan.answers()
                     attempt.end("done")
                     return answer
             except TriremeError as error:
@@ -381,23 +381,44 @@ class Dispatcher:
         fence = _fence(worker, model)
         return {**fence, "gateway": self._drift.gateway_id} if fence else fence
 
-    @contextmanager
-    def _lend(self, worker: WorkerRecord, tokens: int, attempt: Attempt) -> Iterator[Breaker]:
-        """The worker has one request more, until the block ends; transport failures are noted."""
-        ticket = self.in_flight.begin(worker, tokens)
-        breaker = self._breakers[worker.instance_id]
-        breaker.begin(monotonic())
-        failed: bool | None = None
-        try:
-            yield breaker
-        except TriremeError as error:
+    def _lend(self, worker: WorkerRecord, tokens: int, attempt: Attempt) -> _Loan:
+        return _Loan(self.in_flight, self._breakers[worker.instance_id], worker, tokens, attempt)
+
+
+class _Loan:
+    """A worker has one request more, inside `with`; transport failures are noted."""
+
+    __slots__ = ("_attempt", "_breaker", "_in_flight", "_is_trial", "_ticket")
+
+    def __init__(
+        self,
+        in_flight: InFlight,
+        breaker: Breaker,
+        worker: WorkerRecord,
+        tokens: int,
+        attempt: Attempt,
+    ) -> None:
+        self._attempt = attempt
+        self._in_flight = in_flight
+        self._ticket = in_flight.begin(worker, tokens)
+        self._breaker = breaker
+        self._is_trial = breaker.begin(monotonic())
+
+    def answers(self) -> None:
+        """The worker has taken the request in."""
+        self._breaker.end(False, monotonic(), self._is_trial)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        failed = None
+        if isinstance(error, TriremeError):
             failed = True if error.code in _TRANSPORT_FAILURES else None
-            attempt.end(error.code)
-            raise
-        finally:
-            attempt.end("cancelled")
-            breaker.end(failed, monotonic())
-            self.in_flight.end(ticket)
+            self._attempt.end(error.code)
+        self._attempt.end("cancelled")
+        self._breaker.end(failed, monotonic(), self._is_trial)
+        self._in_flight.end(self._ticket)
 
 
 def _fence(worker: WorkerRecord, model: str) -> dict[str, str | None]:

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from itertools import takewhile
 from time import monotonic
 from typing import Final
@@ -101,6 +100,21 @@ class _Watched:
         return max(0, min(self.off)) + min(0, max(self.off))
 
 
+class _Open:
+    """A request is open inside `with`."""
+
+    __slots__ = ("_clock", "_number", "_requests")
+
+    def __init__(self, requests: OpenRequests, clock: Callable[[], float]) -> None:
+        self._requests, self._clock = requests, clock
+
+    def __enter__(self) -> None:
+        self._number = self._requests.begin(self._clock())
+
+    def __exit__(self, *_: object) -> None:
+        self._requests.end(self._number, self._clock())
+
+
 class DriftWatch:
     """Of all workers that count; one that left the fleet is forgotten when nothing is open there.
 
@@ -114,17 +128,12 @@ class DriftWatch:
         self._clock = clock
         self._by_id: dict[str, _Watched] = {}
 
-    @contextmanager
-    def request(self, worker: WorkerRecord) -> Iterator[None]:
-        """Around a request that tells the worker the `gateway_id`."""
+    def request(self, worker: WorkerRecord) -> _Open:
+        """For a `with` around a request that tells the worker the `gateway_id`."""
         watched = self._by_id.get(worker.instance_id)
         if watched is None:
             watched = self._by_id[worker.instance_id] = _Watched()
-        number = watched.open.begin(self._clock())
-        try:
-            yield
-        finally:
-            watched.open.end(number, self._clock())
+        return _Open(watched.open, self._clock)
 
     def look(self, workers: Iterable[WorkerRecord]) -> None:
         """Compare with what these workers reported last: those that controllers hear from."""

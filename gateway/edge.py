@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable
 from itertools import chain
 from time import perf_counter
-from typing import Final
+from typing import Any, Final
 
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import error_response
@@ -111,6 +112,22 @@ def _route(scope: Scope) -> list[tuple[bytes, bytes]]:
     if trail is None or not trail.tries:
         return []
     return [(WORKER_HEADER, trail.last.encode()), (ATTEMPTS_HEADER, b"%d" % trail.tries)]
+
+
+class CrossOrigin:
+    """CORS for requests that tell an `Origin`, as all do that it is about.
+
+    Args:
+        fields: what Starlette's middleware takes.
+    """
+
+    def __init__(self, app: ASGIApp, **fields: Any) -> None:
+        self._app = app
+        self._checked = CORSMiddleware(app, **fields)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self._app if header(scope, b"origin") is None else self._checked
+        await app(scope, receive, send)
 
 
 class HeaderCheck:

@@ -6,8 +6,7 @@ from gateway.breaker import Breaker, Breakers
 
 
 def fail(breaker: Breaker, now_s: float) -> None:
-    breaker.begin(now_s)
-    breaker.end(True, now_s)
+    breaker.end(True, now_s, breaker.begin(now_s))
 
 
 def test_three_failures_in_a_row_open_it() -> None:
@@ -51,10 +50,23 @@ def test_a_client_that_cancels_does_not_count_but_frees_the_trial() -> None:
     breaker = Breaker()
     for _ in range(3):
         fail(breaker, 0)
-    breaker.begin(1)
-    breaker.end(None, 1)
+    trial = breaker.begin(1)
+    breaker.end(None, 1, trial)
     assert breaker.admits(1)
     assert breaker.state(1) == "half_open"
+
+
+def test_a_request_from_before_does_not_free_the_trial() -> None:
+    breaker = Breaker()
+    earlier = breaker.begin(0)
+    for _ in range(3):
+        fail(breaker, 0)
+    trial = breaker.begin(1)
+    assert (earlier, trial) == (False, True)
+    breaker.end(None, 1, earlier)
+    assert not breaker.admits(1), "the trial is still under way"
+    breaker.end(True, 1, trial)
+    assert breaker.state(2.9) == "open", "the pause has doubled"
 
 
 def test_half_of_ten_calls_in_ten_seconds_open_it() -> None:

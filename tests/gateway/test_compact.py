@@ -41,5 +41,8 @@ def generate(**fields: Any) -> GenerateRequest:
 )
 def test_it_is_what_pydantic_writes(message: BaseModel) -> None:
     found = compact_json(message)
-    assert from_json(found) == from_json(message.model_dump_json(exclude_defaults=True))
     assert type(message).model_validate_json(found) == message
+    expected = from_json(message.model_dump_json(exclude_defaults=True))
+    if isinstance(message, GenerateRequest):
+        expected.setdefault("sampling", {})  # is not compared as a whole
+    assert from_json(found) == expected

@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 HANG_UP_S: Final = 0.3
 """Seconds between looks for connections that are closed on our side only."""
+GC_THRESHOLDS: Final = (20_000, 20, 20)
+"""A request makes some hundred objects, nearly none of them in cycles; the default is 700."""
 
 
 class ExitRequest:
@@ -79,6 +81,7 @@ class _Server(uvicorn.Server):
         # what the start has made stays for good: no collection need look at it again
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         hang_up = asyncio.create_task(self._hang_up())
