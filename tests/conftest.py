@@ -10,8 +10,12 @@ from functools import partial
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+settings.register_profile("untimed", deadline=None)  # how long an example takes is no fault
+settings.load_profile("untimed")
 
 STATE = tempfile.TemporaryDirectory(prefix="trireme-state-")
 os.environ["XDG_STATE_HOME"] = STATE.name  # a gateway's usage ledger must not land in a home

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.chaos import (
     rows_clients,
+    rows_clock,
     rows_controllers,
     rows_gateways,
     rows_leaks,
@@ -18,6 +19,7 @@ ROWS: list[Row | Alone] = [
     *rows_controllers.ROWS,
     *rows_gateways.ROWS,
     *rows_clients.ROWS,
+    *rows_clock.ROWS,
     *rows_network.ROWS,
     *rows_real.ROWS,
     *rows_leaks.ROWS,

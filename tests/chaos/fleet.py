@@ -14,6 +14,7 @@ from pathlib import Path
 
 import aiohttp
 
+from tests.chaos.clock import Clock, library
 from tests.chaos.heartbeats import HeartbeatProxy
 from tests.chaos.network import network_between
 from tests.stack.processes import Tier, free_port
@@ -30,6 +31,7 @@ class Shape:
         streams, plain: clients; None takes what the scale says.
         heartbeats_by_proxy: workers reach the controllers through proxies that can harm them.
         first_worker_apart: the first worker is behind a network that can be cut.
+        clocks: each tier has a wall clock of its own, where that can be done.
     """
 
     controllers: int = 2
@@ -43,6 +45,7 @@ class Shape:
     plain: int | None = None
     heartbeats_by_proxy: bool = False
     first_worker_apart: bool = False
+    clocks: bool = False
 
 
 class Program:
@@ -131,6 +134,13 @@ class Fleet:
             first.args = (*options, *shape.worker_args)
             for controller in self.controllers:
                 controller.args = (*controller.args, *self.network.controller_args)
+
+        self.clocks: dict[str, Clock] = {}
+        if shape.clocks and (faketime := library()) is not None:
+            tiers = {program.tier for program in self.programs}
+            self.clocks = {tier: Clock(folder / f"{tier}.clock", faketime) for tier in tiers}
+            for program in self.programs:
+                program.prefix = self.clocks[program.tier].prefix
 
     @property
     def programs(self) -> list[Program]:

@@ -85,7 +85,7 @@ async def test_a_full_cluster_says_so_at_once_and_when_to_come_again(
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
         assert 1 <= int(answer.headers["retry-after"]) <= 60
         assert "x-should-retry" not in answer.headers
-    assert min(took) < 0.05
+    assert sorted(took)[10] < 0.05
     for one in asked:
         one.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
@@ -134,7 +134,7 @@ async def test_what_is_late_in_the_queue_is_a_504_and_is_never_computed(
         "/v1/chat/completions", json=body(FAIR), headers={"x-request-timeout-ms": "150"}
     )
     assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
-    assert 0.15 <= time.perf_counter() - at < 5
+    assert 0.15 <= time.perf_counter() - at < 1.0
     for one in running:
         one.cancel()
     await asyncio.gather(*running, return_exceptions=True)
