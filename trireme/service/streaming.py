@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-UNWATCHED_S: Final = 0.1
+UNWATCHED_S: Final = 0.02
 
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
