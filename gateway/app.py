@@ -27,7 +27,7 @@ from gateway.buckets import Table
 from gateway.config import GatewaySettings
 from gateway.dispatch import Dispatcher
 from gateway.drift import LOOK_EVERY_S, DriftWatch
-from gateway.edge import Authentication, CrossOrigin, HeaderCheck, RequestContext
+from gateway.edge import Authentication, CatchAll, CrossOrigin, HeaderCheck, RequestContext
 from gateway.errors import error_response, install_error_handlers
 from gateway.fastchat_client import FastChatClient
 from gateway.fleet_view import FleetView
@@ -232,6 +232,7 @@ def create_app(
     async def gone(_request: Request, _error: ClientDisconnect) -> Response:
         return Response(status_code=499)
 
+    app.add_middleware(CatchAll)
     # the last one added is the outermost
     app.add_edge(
         Shortcut,

@@ -405,8 +405,9 @@ class _Loan:
         self._is_trial = breaker.begin(monotonic())
 
     def answers(self) -> None:
-        """The worker has taken the request in."""
+        """The worker has taken the request in: a trial has ended well, whatever comes then."""
         self._breaker.end(False, monotonic(), self._is_trial)
+        self._is_trial = False
 
     def __enter__(self) -> Self:
         return self

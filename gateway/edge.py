@@ -99,8 +99,7 @@ class RequestContext:
             log.exception("request failed")
             if status != 499:
                 raise
-            fault = TriremeError("internal_error", "The gateway failed; its log has the reason.")
-            await error_response(fault, scope=scope)(scope, receive, send_with_id)
+            await error_response(_fault(), scope=scope)(scope, receive, send_with_id)
         finally:
             self._finished(scope, status, perf_counter() - begun)
             logs.request_id.reset(token)
@@ -112,6 +111,33 @@ def _route(scope: Scope) -> list[tuple[bytes, bytes]]:
     if trail is None or not trail.tries:
         return []
     return [(WORKER_HEADER, trail.last.encode()), (ATTEMPTS_HEADER, b"%d" % trail.tries)]
+
+
+def _fault() -> TriremeError:
+    return TriremeError("internal_error", "The gateway failed; its log has the reason.")
+
+
+class CatchAll:
+    """Answers 500 for a fault of a route. It stands inside FastAPI's own, which says it in text."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def noted_send(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted_send)
+        except Exception:
+            if begun:
+                raise  # RequestContext tells of it
+            log.exception("request failed")
+            await error_response(_fault(), scope=scope)(scope, receive, send)
 
 
 class CrossOrigin:

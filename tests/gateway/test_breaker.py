@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from random import Random
+
+import pytest
+
+from gateway import dispatch
 from gateway.breaker import Breaker, Breakers
+from gateway.routing import Group, InFlight, Query, least_loaded
+from gateway.trail import Trail
+from tests.gateway.fakes import record
 
 
 def fail(breaker: Breaker, now_s: float) -> None:
@@ -67,6 +75,26 @@ def test_a_request_from_before_does_not_free_the_trial() -> None:
     assert not breaker.admits(1), "the trial is still under way"
     breaker.end(True, 1, trial)
     assert breaker.state(2.9) == "open", "the pause has doubled"
+
+
+def test_a_trial_that_was_answered_does_not_free_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its answer may be read for a long time yet."""
+    now_s = 0.0
+    monkeypatch.setattr(dispatch, "monotonic", lambda: now_s)
+    breaker, worker = Breaker(), record("w1", "http://w1")
+    attempt = Trail().attempt("r", 1, least_loaded(Query(Group([worker])), Random(0)), ())
+    for _ in range(3):
+        fail(breaker, 0)
+    now_s = 1.0
+    with dispatch._Loan(InFlight(), breaker, worker, 1, attempt) as answered:
+        answered.answers()
+        for _ in range(3):
+            fail(breaker, 1)
+        now_s = 2.0
+        assert breaker.begin(2), "the next trial"
+    assert not breaker.admits(2), "it is still under way"
 
 
 def test_half_of_ten_calls_in_ten_seconds_open_it() -> None:

@@ -402,3 +402,29 @@ async def test_before_any_controller_answered_a_model_is_503_not_404(
             assert answer.status == 503
             assert (await answer.json())["error"]["code"] == "no_worker"
         await until(lambda: dispatcher.in_flight.count() == 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/models"),
+        ("POST", "/v1/messages/count_tokens"),
+        ("POST", "/v1/messages"),
+        ("POST", CHAT),
+    ],
+)
+async def test_a_fault_of_a_route_is_answered_in_the_routes_form_and_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str, path: str
+) -> None:
+    async with stack(FakeWorker()) as s, aiohttp.ClientSession() as http:
+        monkeypatch.setattr(s.app.state, "gateway", None)
+        async with http.request(method, s.url + path, headers={"Origin": "http://a"}) as answer:
+            assert answer.status == 500
+            assert answer.headers["Access-Control-Allow-Origin"]
+            body = await answer.json()
+        monkeypatch.undo()
+    kind = "api_error" if "messages" in path else "server_error"
+    assert body["error"]["type"] == kind
+    assert "NoneType" not in body["error"]["message"]
+    [record] = [one for one in caplog.records if one.exc_info]
+    assert record.getMessage() == "request failed"

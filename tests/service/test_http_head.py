@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import uvicorn
@@ -24,6 +24,8 @@ class Served:
         self.port = port
         self.requests: list[str] = []
         self.reads_bodies = True
+        self.hold: Callable[[], Awaitable[object]] | None = None
+        """Awaited before the next answer."""
 
     async def exchange(self, *pieces: bytes, timeout_s: float = 5.0) -> bytes:
         """All that comes back until the server closes the connection."""
@@ -51,6 +53,8 @@ async def served() -> AsyncIterator[Served]:
     async def count(request, call_next):  # type: ignore[no-untyped-def]
         body = await request.body() if made.reads_bodies else b""
         made.requests.append(f"{request.method} {request.url.path} {body!r}")
+        if made.hold is not None:
+            await made.hold()
         return await call_next(request)
 
     config = uvicorn.Config(app, http=BoundedHttp, ws="none", log_config=None, lifespan="off")
@@ -158,6 +162,26 @@ async def test_a_body_that_stops_half_way_ends_with_its_connection(
     assert late.startswith(b"HTTP/1.1 408 ")
     whole = await served.exchange(head, b"half", b"other", timeout_s=3)
     assert whole.startswith(b"HTTP/1.1 404 "), "one that comes in time is answered"
+
+
+async def test_a_pipelined_body_has_its_bound_when_the_response_before_has_ended(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then it is not read, and what would be written is in the middle of that response."""
+    monkeypatch.setattr(http_head, "BODY_TIMEOUT_S", 0.3)
+    ended = asyncio.Event()
+    served.hold = ended.wait
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(b"GET /first HTTP/1.1\r\nhost: x\r\n\r\n")
+    writer.write(b"POST /second HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhalf")
+    async with asyncio.timeout(5):
+        await asyncio.sleep(0.6)
+        ended.set()
+        both = await reader.read()
+    writer.close()
+    first, _, second = both.partition(b"}")
+    assert first.startswith(b"HTTP/1.1 404 "), "it has ended as it would have alone"
+    assert second.startswith(b"HTTP/1.1 408 ")
 
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n"

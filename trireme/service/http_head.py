@@ -18,7 +18,7 @@ MAX_HEAD_BYTES: Final = 256 * 1024
 """Of a head, or of what follows a chunked body; far above what the tiers take of headers."""
 HEAD_TIMEOUT_S: Final = 60.0
 BODY_TIMEOUT_S: Final = 300.0
-"""From the head to the end of the body."""
+"""From the head to the end of the body; of a pipelined request from the response before."""
 
 _TOO_LARGE: Final = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
@@ -51,7 +51,7 @@ class BoundedHttp(HttpToolsProtocol):
             # bytes that belong to no request end the server's own timer of idle connections
             if self._in_head or self.cycle is None or self.cycle.response_complete:
                 self._watch(HEAD_TIMEOUT_S)
-            elif self.cycle.more_body:
+            elif self._is_in_body():
                 self._watch(BODY_TIMEOUT_S)
         if self._pending_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.transport.write(_TOO_LARGE)
@@ -79,6 +79,14 @@ class BoundedHttp(HttpToolsProtocol):
         if not self._in_head:
             self._unwatch()  # what is still to come of the body is no request's any more
         super().on_response_complete()
+        if self._late is None and self._is_in_body():
+            self._watch(BODY_TIMEOUT_S)  # its request has waited for this response
+
+    def _is_in_body(self) -> bool:
+        """Whether the request that is being answered has not come whole; one that waits behind it
+        is not read."""
+        cycle = self.cycle
+        return not self.pipeline and cycle.more_body and not cycle.response_complete
 
     def _watch(self, timeout_s: float) -> None:
         self._late = self.loop.call_later(timeout_s, self._give_up)
