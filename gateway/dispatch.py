@@ -221,7 +221,7 @@ class Dispatcher:
                             if events := progress.take(batch):
                                 yield events
                             if progress.fault is not None:
-                                raise progress.fault
+                                raise again(progress.fault)
                             if progress.done:
                                 return
                     raise TriremeError("worker_lost", "The worker's answer ended early.")

@@ -247,7 +247,7 @@ class _Connection(asyncio.Protocol):
     def _break(self, reason: str) -> None:
         answer, self._answer = self._answer, None
         if answer is not None:
-            answer.end(Broken(reason))
+            answer.end(reason)
         self.abort()
 
 
@@ -268,7 +268,7 @@ class Answer:
         self._pieces: list[bytes] = []
         self._buffered = 0
         self._ended = False
-        self._error: Exception | None = None
+        self._broken: str | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._waits_since_s = 0.0
         self._patience_s = float("inf")
@@ -299,7 +299,7 @@ class Answer:
         Raises:
             Broken, TimeoutError, or what `check` gave.
         """
-        if not self.status and self._error is None:
+        if not self.status and self._broken is None:
             await self._wait()
         self._raise()
         return self.status
@@ -358,8 +358,9 @@ class Answer:
         self._wake()
         return self._buffered
 
-    def end(self, error: Exception | None) -> None:
-        self._ended, self._error = True, error
+    def end(self, broken: str | None) -> None:
+        """Nothing more comes, for this reason when it is not the body's end."""
+        self._ended, self._broken = True, broken
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -368,8 +369,8 @@ class Answer:
     # ---- waiting --------------------------------------------------------------------------------
 
     def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
+        if self._broken is not None:
+            raise Broken(self._broken)  # kept, it would keep its frames, and they this answer
 
     async def _wait(self) -> None:
         self._waits_since_s = self._loop.time()

@@ -49,7 +49,8 @@ class Retries:
 
     Attributes:
         tries: how many workers had it.
-        last: the last failure.
+        last: the last failure. It is never raised itself: by its traceback it would hold the
+            request, and this, in a cycle that only a collection finds.
         waits_until_s: monotonic; set by who waits for a worker, 0 before.
     """
 
@@ -109,7 +110,7 @@ class Retries:
         """What the client gets when no worker is left to ask."""
         if self.last is None or self.last.code == "wrong_instance":
             return no_worker(self._model)
-        return self.last
+        return again(self.last)
 
     def note(self, worker: WorkerRecord, error: TriremeError) -> None:
         """Return when the request may go to another worker, else raise what the client gets."""
@@ -124,7 +125,7 @@ class Retries:
             waits = (self._wait_s, error.retry_after_s)
             self._wait_s = min((one for one in waits if one is not None), default=None)
             error.retry_after_s = self._wait_s
-        self.last = error
+        self.last = again(error)
         if worker.short_id == self._holder:
             self._holder, self._left = "", (worker.short_id, error.code)
         if error.code != "draining":
@@ -132,7 +133,7 @@ class Retries:
             log.info("worker %s failed a request: %s", worker.short_id, error.code)
         self._deaths += error.code in _DEATHS
         if not error.spec.retryable:
-            raise error
+            raise again(error) from error
         if delivered and not self._resumable(worker):
             message = "The worker failed in the middle of the answer, and none can go on with it."
             raise TriremeError("worker_lost", message)
@@ -140,10 +141,10 @@ class Retries:
             message = "Two workers died while they served this request; it is not tried again."
             raise TriremeError("request_quarantined", message) from error
         if self.tries - self._uncounted > MAX_RETRIES:
-            raise error
+            raise again(error) from error
         # what was taken in is no new load: it goes on elsewhere in place of where it was
         if error.code in _ADDS_LOAD and not self.admitted and not self._budget.spend():
-            raise error
+            raise again(error) from error
         self._is_counted = False
 
     def asks(self) -> None:

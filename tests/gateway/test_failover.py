@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import aiohttp
@@ -20,6 +22,7 @@ from tests.gateway.fakes import MODEL, WORDS, FakeWorker, Stack, scripted, stack
 TEXT = "".join(WORDS)
 HELLO: list[Any] = [{"role": "user", "content": "hi"}]
 BODY: dict[str, Any] = {"model": MODEL, "messages": HELLO}
+FAULTY = TriremeError("invalid_value", "no", param="temperature")
 OVERLOADED = TriremeError("overloaded", "full", retry_after_s=2.5)
 
 
@@ -550,3 +553,29 @@ async def test_a_lone_worker_that_was_reborn_is_no_421(http: aiohttp.ClientSessi
     ):
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
         assert (await answer.json())["error"]["code"] == "no_worker"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [{"refuse": OVERLOADED}, {"refuse": FAULTY}, {"die_after": 0}, {"die_after": 3}],
+    ids=["no room", "refused", "died", "died in the middle"],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_that_fails_leaves_nothing_to_the_garbage_collector(
+    http: aiohttp.ClientSession, fault: dict[str, Any], stream: bool
+) -> None:
+    """Its body may have megabytes, and collections are rare."""
+    async with stack(FakeWorker("w1", **fault), FakeWorker("w2", **fault)) as s:
+        await ask(http, s, stream=stream)
+        await until(lambda: s.app.state.gateway.dispatcher.in_flight.count() == 0)
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            await ask(http, s, stream=stream)
+            await until(lambda: s.app.state.gateway.dispatcher.in_flight.count() == 0)
+            gc.collect()
+            found = [one.f_code for one in gc.garbage if isinstance(one, FrameType)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+    assert [one.co_qualname for one in found if "/gateway/" in one.co_filename] == []
