@@ -47,12 +47,17 @@ async def merged(
                 yield found
                 continue
             if found.error is not None:
-                raise found.error
+                try:
+                    raise found.error
+                finally:
+                    del found  # else this frame holds the error, and the error this frame
             running -= 1
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        while not queue.empty():  # errors in it hold the frames that hold it
+            queue.get_nowait()
 
 
 async def _pump(
@@ -61,12 +66,12 @@ async def _pump(
     queue: asyncio.Queue[tuple[int, _T] | _End],
     turns: asyncio.Semaphore,
 ) -> None:
-    end = _End()
     async with turns:
         try:
             async with aclosing(source):
                 async for item in source:
                     await queue.put((number, item))
         except Exception as error:
-            end = _End(error)
-    await queue.put(end)
+            await queue.put(_End(error))  # no name keeps it: its traceback holds this frame
+        else:
+            await queue.put(_End())

@@ -557,8 +557,14 @@ async def test_a_lone_worker_that_was_reborn_is_no_421(http: aiohttp.ClientSessi
 
 @pytest.mark.parametrize(
     "fault",
-    [{"refuse": OVERLOADED}, {"refuse": FAULTY}, {"die_after": 0}, {"die_after": 3}],
-    ids=["no room", "refused", "died", "died in the middle"],
+    [
+        {"refuse": OVERLOADED},
+        {"refuse": FAULTY},
+        {"die_after": 0},
+        {"die_after": 3},
+        {"fail_after": (2, FAULTY)},
+    ],
+    ids=["no room", "refused", "died", "died in the middle", "failed in the middle"],
 )
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_request_that_fails_leaves_nothing_to_the_garbage_collector(

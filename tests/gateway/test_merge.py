@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -65,3 +67,33 @@ async def test_no_more_than_at_once_run() -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await one.aclose()
+
+
+class Broken(Exception):
+    """One that can be watched: the built-in ones cannot."""
+
+
+async def test_errors_leave_nothing_to_the_garbage_collector() -> None:
+    """Their frames hold what was asked for, which may have megabytes."""
+    found: list[weakref.ref[Exception]] = []
+
+    async def failing() -> AsyncGenerator[str, None]:
+        yield "item"
+        error = Broken()
+        found.append(weakref.ref(error))
+        try:
+            raise error
+        finally:
+            del error
+
+    gc.disable()
+    try:
+        try:
+            async for _ in merged([failing(), failing()], 2):
+                pass
+        except Broken:
+            pass
+        await asyncio.sleep(0)
+        assert [one() for one in found] == [None, None]
+    finally:
+        gc.enable()
