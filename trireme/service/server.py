@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 HANG_UP_S: Final = 0.3
 """Seconds between looks for connections that are closed on our side only."""
-GC_THRESHOLDS: Final = (20_000, 20, 20)
+GC_THRESHOLDS: Final = (5_000, 10, 10)
 """A request makes some hundred objects, nearly none of them in cycles; the default is 700."""
 
 
