@@ -22,7 +22,7 @@ from trireme.service.auth import TokenSet
 from trireme.service.control import (
     TokenGuard,
     described,
-    error_response,
+    failed,
     install_error_handlers,
 )
 from trireme.service.health import health_router
@@ -70,7 +70,7 @@ def create_app(
         Shortcut,
         tier="controller",
         routes=routes_of(native, f"{WORKERS}{{instance_id}}")[:1],
-        render=lambda _scope, error: error_response(error),
+        render=failed,
     )
     app.add_edge(TokenGuard, tokens=TokenSet([settings.cluster_token]))
     install_error_handlers(app, "controller")

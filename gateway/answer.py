@@ -17,6 +17,7 @@ from gateway.progress import Progress
 from gateway.state import Arrival, gateway_of
 from protocol.errors import TriremeError
 from protocol.generation import Delta, Event, GenerateRequest, Started
+from trireme.service.catch_all import fault
 from trireme.service.streaming import Leash
 
 log = logging.getLogger(__name__)
@@ -149,9 +150,7 @@ class Answer:
             return
         except Exception:
             log.exception("stream failed")
-            yield self._broken(
-                TriremeError("internal_error", "The gateway failed; its log has the reason.")
-            )
+            yield self._broken(fault("gateway"))
             return
         yield self._renderer.end()
 

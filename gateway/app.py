@@ -27,7 +27,7 @@ from gateway.buckets import Table
 from gateway.config import GatewaySettings
 from gateway.dispatch import Dispatcher
 from gateway.drift import LOOK_EVERY_S, DriftWatch
-from gateway.edge import Authentication, CatchAll, CrossOrigin, HeaderCheck, RequestContext
+from gateway.edge import Authentication, CrossOrigin, HeaderCheck, RequestContext
 from gateway.errors import error_response, install_error_handlers
 from gateway.fastchat_client import FastChatClient
 from gateway.fleet_view import FleetView
@@ -48,6 +48,7 @@ from protocol import __version__
 from protocol.errors import TriremeError, quoted
 from protocol.fleet import WorkerRecord
 from trireme.service.auth import TokenSet
+from trireme.service.catch_all import CatchAll
 from trireme.service.health import HEALTH_PATHS, health_router
 from trireme.service.ledger_writer import Ledger
 from trireme.service.openapi import describe
@@ -232,14 +233,12 @@ def create_app(
     async def gone(_request: Request, _error: ClientDisconnect) -> Response:
         return Response(status_code=499)
 
-    app.add_middleware(CatchAll)
+    def failed(scope: Scope, error: TriremeError) -> Response:
+        return error_response(error, scope=scope)
+
+    app.add_middleware(CatchAll, tier="gateway", render=failed)
     # the last one added is the outermost
-    app.add_edge(
-        Shortcut,
-        tier="gateway",
-        routes=BUSY_ROUTES,
-        render=lambda scope, error: error_response(error, scope=scope),
-    )
+    app.add_edge(Shortcut, tier="gateway", routes=BUSY_ROUTES, render=failed)
     app.add_edge(HeaderCheck)
     app.add_edge(LimitHeaders, limiter=limiter)
     app.add_edge(

@@ -388,7 +388,9 @@ class Dispatcher:
 class _Loan:
     """A worker has one request more, inside `with`; transport failures are noted."""
 
-    __slots__ = ("_attempt", "_breaker", "_in_flight", "_is_trial", "_ticket")
+    __slots__ = (
+        "_attempt", "_breaker", "_in_flight", "_is_trial", "_ticket", "_tokens", "_worker",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -398,11 +400,9 @@ class _Loan:
         tokens: int,
         attempt: Attempt,
     ) -> None:
-        self._attempt = attempt
-        self._in_flight = in_flight
-        self._ticket = in_flight.begin(worker, tokens)
-        self._breaker = breaker
-        self._is_trial = breaker.begin(monotonic())
+        self._in_flight, self._breaker, self._attempt = in_flight, breaker, attempt
+        self._worker, self._tokens = worker, tokens
+        self._is_trial = False
 
     def answers(self) -> None:
         """The worker has taken the request in: a trial has ended well, whatever comes then."""
@@ -410,6 +410,8 @@ class _Loan:
         self._is_trial = False
 
     def __enter__(self) -> Self:
+        self._ticket = self._in_flight.begin(self._worker, self._tokens)
+        self._is_trial = self._breaker.begin(monotonic())
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:

@@ -23,6 +23,7 @@ from gateway.trail import Trail
 from protocol.errors import TriremeError
 from trireme.service import logs
 from trireme.service.auth import bearer
+from trireme.service.catch_all import fault
 from trireme.service.health import HEALTH_PATHS
 from trireme.service.ids import short_id
 
@@ -99,7 +100,7 @@ class RequestContext:
             log.exception("request failed")
             if status != 499:
                 raise
-            await error_response(_fault(), scope=scope)(scope, receive, send_with_id)
+            await error_response(fault("gateway"), scope=scope)(scope, receive, send_with_id)
         finally:
             self._finished(scope, status, perf_counter() - begun)
             logs.request_id.reset(token)
@@ -111,33 +112,6 @@ def _route(scope: Scope) -> list[tuple[bytes, bytes]]:
     if trail is None or not trail.tries:
         return []
     return [(WORKER_HEADER, trail.last.encode()), (ATTEMPTS_HEADER, b"%d" % trail.tries)]
-
-
-def _fault() -> TriremeError:
-    return TriremeError("internal_error", "The gateway failed; its log has the reason.")
-
-
-class CatchAll:
-    """Answers 500 for a fault of a route. It stands inside FastAPI's own, which says it in text."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def noted_send(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noted_send)
-        except Exception:
-            if begun:
-                raise  # RequestContext tells of it
-            log.exception("request failed")
-            await error_response(_fault(), scope=scope)(scope, receive, send)
 
 
 class CrossOrigin:
@@ -166,15 +140,15 @@ class HeaderCheck:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        fault = self._fault(scope) if scope["type"] == "http" else None
-        if fault is None:
+        wrong = self._wrong(scope) if scope["type"] == "http" else None
+        if wrong is None:
             await self._app(scope, receive, send)
             return
-        error = TriremeError("invalid_request", fault)
+        error = TriremeError("invalid_request", wrong)
         refusal = error_response(error, {"Connection": "close"}, scope=scope)
         await refusal(scope, receive, send)
 
-    def _fault(self, scope: Scope) -> str | None:
+    def _wrong(self, scope: Scope) -> str | None:
         headers = scope["headers"]
         if sum(map(len, chain.from_iterable(headers))) + 4 * len(headers) > MAX_HEADER_BYTES:
             return f"The request's headers exceed the limit of {MAX_HEADER_BYTES} bytes."

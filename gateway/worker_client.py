@@ -16,7 +16,6 @@ import aiohttp
 from pydantic import BaseModel
 from pydantic_core import from_json
 
-from gateway.compact import compact_json
 from gateway.http_client import IDLE_CONNECTION_S, Answer, Broken, ConnectFailed, HttpPool
 from protocol.errors import TriremeError
 from protocol.fleet import WorkerRecord
@@ -220,7 +219,7 @@ class NativeClient:
         deadline = asyncio.get_running_loop().time() + limit_s
         splitter = FrameSplitter(NEWLINE)
         opened = self._http.open(
-            worker, "/native/generate", compact_json(request), timeouts.first_event_s, deadline
+            worker, "/native/generate", _json(request), timeouts.first_event_s, deadline
         )
         running = False
         quiet_since: float | None = None
@@ -250,7 +249,7 @@ class NativeClient:
     async def embed(
         self, worker: WorkerRecord, request: EmbedRequest, timeout_s: float
     ) -> EmbedResponse:
-        body = await self._http.call(worker, "/native/embed", compact_json(request), timeout_s)
+        body = await self._http.call(worker, "/native/embed", _json(request), timeout_s)
         return _answer(EmbedResponse, body)
 
     async def count(
@@ -262,8 +261,12 @@ class NativeClient:
     async def call(
         self, worker: WorkerRecord, request: Question, answer: type[_Model], timeout_s: float
     ) -> _Model:
-        path, body = _ROUTES[type(request)], compact_json(request)
+        path, body = _ROUTES[type(request)], _json(request)
         return _answer(answer, await self._http.call(worker, path, body, timeout_s))
+
+
+def _json(message: BaseModel) -> bytes:
+    return message.model_dump_json(exclude_defaults=True).encode()
 
 
 def _events(splitter: FrameSplitter, chunk: bytes) -> list[Event]:

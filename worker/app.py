@@ -13,7 +13,7 @@ from trireme.service.auth import TokenSet
 from trireme.service.control import (
     TokenGuard,
     described,
-    error_response,
+    failed,
     install_error_handlers,
 )
 from trireme.service.health import health_router
@@ -75,9 +75,7 @@ def create_app(settings: Settings, *, address: str, exit_request: ExitRequest) -
     app = TierApp(title="Trireme worker", version=__version__, lifespan=lifespan)
     made = native.native_router(service, embeds, reporter.record, drain.ask)
     busy = routes_of(made, "/native/generate", "/native/embed", "/native/tokenize")
-    app.add_edge(
-        Shortcut, tier="worker", routes=busy, render=lambda _scope, error: error_response(error)
-    )
+    app.add_edge(Shortcut, tier="worker", routes=busy, render=failed)
     app.add_edge(TokenGuard, tokens=TokenSet([settings.cluster_token]))
     install_error_handlers(app, "worker")
     app.include_router(health_router("worker", runtime.not_ready, metrics.registry))

@@ -9,19 +9,14 @@ import os
 from pathlib import Path
 from typing import Final
 
-_LIBRARIES: Final = "*/faketime/libfaketimeMT.so.1"
 NEEDS: Final = "needs libfaketime (Debian's package faketime)"
 
 
 def library() -> Path | None:
     """libfaketime for programs with threads, if it is there."""
-    for folder in (Path("/usr/lib"), Path("/usr/local/lib"), Path("/usr/lib64")):
-        for found in folder.glob(_LIBRARIES):
-            return found
-        beside = folder / "faketime" / "libfaketimeMT.so.1"
-        if beside.exists():
-            return beside
-    return None
+    places = ("lib*/faketime", "lib*/*/faketime", "local/lib*/faketime")
+    found = (one for place in places for one in Path("/usr").glob(f"{place}/libfaketimeMT.so.1"))
+    return next(found, None)
 
 
 class Clock:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from protocol.errors import TriremeError
-from trireme.service.control import error_response, install_error_handlers
+from trireme.service.control import failed, install_error_handlers
 from trireme.service.shortcut import Shortcut, routes_of
 from trireme.service.tier_app import TierApp
 
@@ -37,7 +37,7 @@ def made(endpoint: Callable[[Request], Awaitable[Response]]) -> TierApp:
         Shortcut,
         tier="controller",
         routes=routes_of(router, "/busy"),
-        render=lambda _scope, error: error_response(error),
+        render=failed,
     )
     app.add_edge(Marked, name="edge")
     install_error_handlers(app, "controller")
@@ -47,7 +47,7 @@ def made(endpoint: Callable[[Request], Awaitable[Response]]) -> TierApp:
 
 async def get(app: TierApp, path: str) -> httpx.Response:
     passed.clear()
-    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app)  # raises what the server would have to log
     async with httpx.AsyncClient(transport=transport, base_url="http://tier") as http:
         return await http.get(path)
 
@@ -72,7 +72,8 @@ async def test_a_fault_of_an_endpoint_is_a_500_and_a_trace_in_the_log(
     with caplog.at_level(logging.ERROR):
         answer = await get(made(endpoint), path)
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
-    assert answer.json()["error"]["message"] == "The controller failed; see its log."
+    assert answer.json()["error"]["message"] == "The controller failed; its log has the reason."
+    assert [one.getMessage() for one in caplog.records] == ["request failed"], "told once"
     assert "ZeroDivisionError" in caplog.text
 
 

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from protocol.errors import TriremeError, quoted
 from trireme.service.auth import TokenSet, bearer
+from trireme.service.catch_all import CatchAll
 from trireme.service.health import HEALTH_PATHS
 from trireme.service.openapi import Described
 
@@ -160,6 +161,11 @@ def error_response(error: TriremeError) -> JSONResponse:
     )
 
 
+def failed(_scope: Scope, error: TriremeError) -> JSONResponse:
+    """The same for what takes the request's scope too."""
+    return error_response(error)
+
+
 def install_error_handlers(app: FastAPI, tier: str) -> None:
     """Render every failure of a route as `error_response` does; `tier` is named in a fault's."""
 
@@ -184,7 +190,4 @@ def install_error_handlers(app: FastAPI, tier: str) -> None:
             known_error = TriremeError("invalid_request", str(error.detail))
         return error_response(known_error)
 
-    @app.exception_handler(Exception)
-    async def unexpected(_request: Request, error: Exception) -> JSONResponse:
-        log.error("request failed", exc_info=error)
-        return error_response(TriremeError("internal_error", f"The {tier} failed; see its log."))
+    app.add_middleware(CatchAll, tier=tier, render=failed)

@@ -1,7 +1,8 @@
 """A transport whose writes of one turn of the event loop leave together.
 
 A server writes an answer's head and its body one after the other. Sent as they come these are two
-system calls, each of which wakes the peer, and cost a tenth of what a gateway does for a request.
+system calls, each of which wakes the peer: more than a tenth of a gateway's work
+(docs/performance.md).
 """
 
 from __future__ import annotations

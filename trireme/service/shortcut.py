@@ -9,7 +9,7 @@ routes as well: for the documents, for other methods, and under a mount.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from protocol.errors import TriremeError
+from trireme.service.catch_all import Render, fault
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class Shortcut:
         tier: named in the answer when an endpoint is at fault.
         routes: their endpoints take a request alone and return a response. A path may end in one
             parameter, which matches what has no further slash.
-        render: the answer to a request of this scope that failed so.
+        render: what such a request gets when it fails.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Shortcut:
         app: ASGIApp,
         tier: str,
         routes: Iterable[APIRoute],
-        render: Callable[[Scope, TriremeError], Response],
+        render: Render,
     ) -> None:
         self._app = app
         self._tier = tier
@@ -67,8 +68,7 @@ class Shortcut:
             response = Response(status_code=499)
         except Exception:
             log.exception("request failed")
-            fault = TriremeError("internal_error", f"The {self._tier} failed; see its log.")
-            response = self._render(scope, fault)
+            response = self._render(scope, fault(self._tier))
         await response(scope, receive, send)
 
     def _find(self, scope: Scope) -> APIRoute | None:
