@@ -126,15 +126,16 @@ class PagedAttention:
 
     Args:
         backend: computes.
-        beat: called once a layer: the one place that every layer of every forward passes.
+        beat: see there.
 
     Attributes:
+        beat: called once a layer, here, or by what computes a layer without passing here.
         layers: the shape of each layer's keys and values, as seen in the forwards so far.
     """
 
     def __init__(self, backend: AttentionBackend, beat: Beat = lambda: None) -> None:
         self.backend = backend
-        self._beat = beat
+        self.beat = beat
         self.layers: LayerShapes = {}
 
     def install(self, model: Any) -> None:
@@ -159,7 +160,7 @@ class PagedAttention:
         out: torch.Tensor,
     ) -> None:
         """As `AttentionBackend.attend`; notes the layer's shape."""
-        self._beat()
+        self.beat()
         if layer not in self.layers:
             shape = LayerShape(key.shape[1], key.shape[2], value.shape[2])
             self.layers[layer] = (shape, key.device, key.dtype)

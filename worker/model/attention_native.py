@@ -89,6 +89,30 @@ class NativeAttention(GatherAttention):
         self._plan = StepPlan(spans, self.block_size, by_rows=True)
         self._tasks = {}
 
+    @property
+    def stores_all(self) -> bool:
+        """Whether all tokens of the step have a place in the pool."""
+        return self._plan.slots is not None
+
+    @property
+    def slots(self) -> torch.Tensor:
+        """Places of the step's tokens in the pool, [tokens], int64; only if it `stores_all`."""
+        assert self._plan.slots is not None
+        return self._plan.slots
+
+    def pool(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A layer's keys [kv_heads, num_blocks, head_dim, block_size] and values [kv_heads,
+        num_blocks, block_size, head_dim]."""
+        return self._keys[layer], self._values[layer]
+
+    def tasks(self, window: int | None, group: int) -> AttendCall:
+        """The step's rows for layers of this window whose key heads are shared by `group` query
+        heads; what else there is to a call is the layer's. Valid until the next plan."""
+        kind = window, group
+        if kind not in self._tasks:
+            self._tasks[kind] = _Tasks.of(self._plan, window, group)
+        return self._tasks[kind].call
+
     def _store(
         self, layer: int, key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor
     ) -> None:
@@ -112,10 +136,7 @@ class NativeAttention(GatherAttention):
     ) -> None:
         keys, values = self._keys[layer], self._values[layer]
         query = _dense(query)
-        kind = score.window, query.shape[1] // keys.shape[0]
-        if kind not in self._tasks:
-            self._tasks[kind] = _Tasks.of(self._plan, *kind)
-        call = self._tasks[kind].call
+        call = self.tasks(score.window, query.shape[1] // keys.shape[0])
         call.query, call.out = query.data_ptr(), out.data_ptr()
         call.keys, call.values = keys.data_ptr(), values.data_ptr()
         call.heads, call.kv_heads = query.shape[1], keys.shape[0]

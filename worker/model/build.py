@@ -241,7 +241,7 @@ def build_paged(
 def _layer_ops(kernels: Kernels | None) -> LayerOps:
     if kernels is None:
         return LayerOps(TorchOps(), OneDnnProducts())
-    return LayerOps(NativeOps(kernels), kernels.products or OneDnnProducts())
+    return LayerOps(NativeOps(kernels), kernels.products or OneDnnProducts(), kernels)
 
 
 def _runner(
@@ -297,7 +297,7 @@ def _probe(
         if not attention.layers:
             raise UnsupportedAttention("it has no attention layers")
         if ops is not None and all_layers_fused(loaded.model):
-            runner.replace_model(FusedModel(loaded.model, ops))
+            runner.replace_model(FusedModel(loaded.model, attention, ops))
         runner.allocate(2)
         cuts = [0, 5, _PROBE_TOKENS - 1, _PROBE_TOKENS]
         for start, end in itertools.pairwise(cuts):

@@ -1,13 +1,14 @@
 """Decoder layers of the Llama pattern on the CPU with fewer and larger operations.
 
-A layer of transformers runs about 45 operations beside its attention; here are 8 with the engine's
-own kernels, 14 without: one product for queries, keys and values, rotation of queries and keys
-together, and silu, the product with the gate and both residual additions inside the matrix
-products.
+A layer of transformers runs about 45 operations beside its attention; here it is one where the
+engine has all its own kernels (`layer_native.py`), 8 where it has no products, 14 without any: one
+product for queries, keys and values, rotation of queries and keys together, and silu, the product
+with the gate and both residual additions inside the matrix products.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from worker.model.attention import PagedAttention, Score, window_of
 from worker.model.kernels import Kernels
+from worker.model.layer_native import LayerParts, NativeStack
 from worker.model.linear_cpu import Products, is_packable, pad_rows
 
 LAYERS: Final = frozenset(
@@ -69,10 +71,15 @@ class NativeOps:
 
 @dataclass(frozen=True, slots=True)
 class LayerOps:
-    """What a fused layer is made of."""
+    """What fused layers compute with.
+
+    Attributes:
+        kernels: those that compute whole layers, where there are such.
+    """
 
     rows: RowOps
     products: Products
+    kernels: Kernels | None = None
 
 
 class FusedLayer(nn.Module):
@@ -88,20 +95,23 @@ class FusedLayer(nn.Module):
     def __init__(self, layer: Any, attention: PagedAttention, ops: LayerOps) -> None:
         super().__init__()
         own, mlp = layer.self_attn, layer.mlp
-        self._index = int(own.layer_idx)
-        self._dim = int(own.head_dim)
-        self._kv_heads = own.k_proj.out_features // self._dim
-        self._heads = own.q_proj.out_features // self._dim
-        self._scale = float(own.scaling)
-        products = ops.products
-        self._qkv = products.weight([own.q_proj, own.k_proj, own.v_proj])
-        self._out = products.weight([own.o_proj])
-        self._gated = products.gated(mlp.gate_proj, mlp.up_proj)
-        self._down = products.weight([mlp.down_proj])
+        products, dim = ops.products, int(own.head_dim)
+        self.parts = LayerParts(
+            index=int(own.layer_idx),
+            qkv=products.weight([own.q_proj, own.k_proj, own.v_proj]),
+            out=products.weight([own.o_proj]),
+            gated=products.gated(mlp.gate_proj, mlp.up_proj),
+            down=products.weight([mlp.down_proj]),
+            norm=layer.input_layernorm,
+            mlp_norm=layer.post_attention_layernorm,
+            query_norm=getattr(own, "q_norm", None),
+            key_norm=getattr(own, "k_norm", None),
+            heads=own.q_proj.out_features // dim,
+            kv_heads=own.k_proj.out_features // dim,
+            dim=dim,
+            scale=float(own.scaling),
+        )
         self._min_rows = products.min_rows
-        # in lists, so that looking them up is no search through a module's parameters
-        self._norms = [layer.input_layernorm, layer.post_attention_layernorm]
-        self._head_norms = [getattr(own, name, None) for name in ("q_norm", "k_norm")]
         self._attention = attention
         self._ops = ops.rows
         self.window: int | None = None
@@ -126,26 +136,27 @@ class FusedLayer(nn.Module):
             rows: [n, hidden], n at least the products' `min_rows`.
             cos, sin: rotary tables [tokens, dim] of the step's tokens, the first of the rows.
         """
-        num, ops, heads = len(cos), self._ops, self._heads
-        rotated = heads + self._kv_heads
-        qkv = self._qkv.linear(ops.norm(rows, self._norms[0])).view(len(rows), -1, self._dim)
+        num, ops, own = len(cos), self._ops, self.parts
+        heads, rotated = own.heads, own.heads + own.kv_heads
+        qkv = own.qkv.linear(ops.norm(rows, own.norm)).view(len(rows), -1, own.dim)
         turned = qkv[:num, :rotated]
-        if self._head_norms[0] is not None:
-            parts = zip((turned[:, :heads], turned[:, heads:]), self._head_norms, strict=True)
-            turned = torch.cat([ops.norm(part, norm) for part, norm in parts], 1)
+        if own.query_norm is not None:
+            parts = turned[:, :heads], turned[:, heads:]
+            norms = own.query_norm, own.key_norm
+            turned = torch.cat([ops.norm(*pair) for pair in zip(parts, norms, strict=True)], 1)
         turned = ops.rotate(turned, cos, sin)
-        attended = qkv.new_zeros((len(rows), heads, self._dim))
+        attended = qkv.new_zeros((len(rows), heads, own.dim))
         self._attention.attend(
-            self._index,
+            own.index,
             turned[:, :heads],
             turned[:, heads:],
             qkv[:num, rotated:],
-            Score(self._scale, window=self.window),
+            Score(own.scale, window=self.window),
             attended[:num],
         )
-        rows = self._out.add(attended.flatten(1), rows)
-        inner = self._gated.compute(ops.norm(rows, self._norms[1]))
-        return self._down.add(inner, rows)
+        rows = own.out.add(attended.flatten(1), rows)
+        inner = own.gated.compute(ops.norm(rows, own.mlp_norm))
+        return own.down.add(inner, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +175,10 @@ class FusedModel:
 
     Attributes:
         base_model: called as this is, it yields hidden states.
+        stack: computes each layer in one call; None where its parts are called.
     """
 
-    def __init__(self, model: Any, ops: LayerOps) -> None:
+    def __init__(self, model: Any, attention: PagedAttention, ops: LayerOps) -> None:
         inner = model.base_model
         self._embed = inner.get_input_embeddings()
         self._rotary = inner.rotary_emb
@@ -175,6 +187,7 @@ class FusedModel:
         self._head = model.get_output_embeddings()
         self._ops = ops.rows
         self._min_rows = ops.products.min_rows
+        self.stack = _stack(self._layers, attention, ops)
         self.base_model = self._hidden
 
     def __call__(
@@ -193,9 +206,23 @@ class FusedModel:
         embedded = self._embed(input_ids)
         cos, sin = self._rotary(embedded, position_ids)
         rows = pad_rows(embedded[0], self._min_rows)
-        for layer in self._layers:
-            rows = layer.compute(rows, cos[0], sin[0])
+        if self.stack is not None and self.stack.takes_step():
+            rows = self.stack.compute(rows, cos[0], sin[0])
+        else:
+            for layer in self._layers:
+                rows = layer.compute(rows, cos[0], sin[0])
         return Output(last_hidden_state=self._ops.norm(rows, self._norm).unsqueeze(0))
+
+
+def _stack(
+    layers: Sequence[FusedLayer], attention: PagedAttention, ops: LayerOps
+) -> NativeStack | None:
+    """What computes the layers in one call each, where that can be."""
+    kernels = ops.kernels
+    parts, windows = [layer.parts for layer in layers], [layer.window for layer in layers]
+    if kernels is None or not NativeStack.takes(parts):
+        return None
+    return NativeStack(kernels.library, parts, windows, attention)
 
 
 def fuse_layers(model: nn.Module, attention: PagedAttention, ops: LayerOps) -> int:

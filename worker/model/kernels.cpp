@@ -2,36 +2,12 @@
 //
 // Plain loops that a compiler turns into vector code. All arithmetic is in float32.
 
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "kernels.h"
+
 #include <type_traits>
 #include <vector>
 
 namespace {
-
-struct bfloat16 {
-    uint16_t bits;
-};
-
-inline float load(float value) { return value; }
-
-inline float load(bfloat16 value) {
-    uint32_t bits = uint32_t(value.bits) << 16;
-    float wide;
-    std::memcpy(&wide, &bits, sizeof wide);
-    return wide;
-}
-
-inline void store(float &to, float value) { to = value; }
-
-inline void store(bfloat16 &to, float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    // to nearest, ties to even; a not-a-number stays one
-    uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-    to.bits = uint16_t((bits & 0x7FFFFFFF) > 0x7F800000 ? (bits >> 16) | 64 : rounded);
-}
 
 constexpr int64_t WORTH_A_THREAD = 1 << 15;  // multiplications below which waking one costs more
 
@@ -42,58 +18,34 @@ void rms_norm(const T *rows, const T *weight, T *out, int64_t num, int64_t heads
 #pragma omp parallel for if (num * heads * width > WORTH_A_THREAD)
     for (int64_t at = 0; at < num * heads; at++) {
         int64_t offset = at / heads * stride + at % heads * width;
-        const T *from = rows + offset;
-        T *to = out + offset;
-        float sum = 0;
-        for (int64_t i = 0; i < width; i++) sum += load(from[i]) * load(from[i]);
-        float scale = 1.0f / std::sqrt(sum / float(width) + eps);
-        for (int64_t i = 0; i < width; i++) store(to[i], load(from[i]) * scale * load(weight[i]));
+        normalise(rows + offset, weight, out + offset, width, eps);
     }
 }
 
-// Rotates `heads` heads of each row in place, as transformers' `apply_rotary_pos_emb`.
+// Rotates `heads` heads of each row in place.
 template <typename T>
 void rotate(T *rows, const T *cos, const T *sin, int64_t num, int64_t heads, int64_t dim,
             int64_t stride) {
-    int64_t half = dim / 2;
 #pragma omp parallel for if (num * heads * dim > WORTH_A_THREAD)
-    for (int64_t row = 0; row < num; row++) {
-        const T *c = cos + row * dim, *s = sin + row * dim;
-        for (int64_t head = 0; head < heads; head++) {
-            T *low = rows + row * stride + head * dim, *high = low + half;
-            for (int64_t i = 0; i < half; i++) {
-                float a = load(low[i]), b = load(high[i]);
-                store(low[i], a * load(c[i]) - b * load(s[i]));
-                store(high[i], b * load(c[half + i]) + a * load(s[half + i]));
-            }
-        }
-    }
-}
-
-// Puts keys into the slots of a pool [heads, num_blocks, dim, block_size].
-template <typename T>
-void put_keys(const T *rows, T *pool, const int64_t *slots, int64_t num, int64_t heads,
-              int64_t dim, int64_t num_blocks, int64_t block_size, int64_t row_stride,
-              int64_t head_stride) {
-    for (int64_t row = 0; row < num; row++)
-        for (int64_t head = 0; head < heads; head++) {
-            const T *from = rows + row * row_stride + head * head_stride;
-            int64_t block = head * num_blocks + slots[row] / block_size;
-            T *to = pool + block * dim * block_size + slots[row] % block_size;
-            for (int64_t i = 0; i < dim; i++) to[i * block_size] = from[i];
-        }
-}
-
-// Puts values into the slots of a pool [heads, num_blocks, block_size, dim].
-template <typename T>
-void put_values(const T *rows, T *pool, const int64_t *slots, int64_t num, int64_t heads,
-                int64_t dim, int64_t num_blocks, int64_t block_size, int64_t row_stride,
-                int64_t head_stride) {
     for (int64_t row = 0; row < num; row++)
         for (int64_t head = 0; head < heads; head++)
-            std::memcpy(pool + (head * num_blocks * block_size + slots[row]) * dim,
-                        rows + row * row_stride + head * head_stride, dim * sizeof(T));
+            turn(rows + row * stride + head * dim, cos + row * dim, sin + row * dim, dim);
 }
+
+// Keys or values of rows [num, heads, dim] and their slots in a pool.
+template <typename T>
+struct Put {
+    const T *rows;
+    const int64_t *slots;
+    int64_t num, heads, dim, row_stride, head_stride;
+
+    template <typename Place>
+    void each(Place place) const {
+        for (int64_t row = 0; row < num; row++)
+            for (int64_t head = 0; head < heads; head++)
+                place(rows + row * row_stride + head * head_stride, head, slots[row], dim);
+    }
+};
 
 constexpr int64_t LANES = 16;
 typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
@@ -115,21 +67,13 @@ constexpr float NOTHING = -1e30f;  // a score whose share is 0; -ffast-math know
 
 constexpr int64_t AT_ONCE = 4;  // blocks whose values are made float32 together
 
-// Tasks of consecutive rows of one sequence, of which each sees one position more than the one
-// before it.
 template <typename T>
-struct Attention {
-    const T *query;
-    T *out;
-    const T *keys;              // [kv_heads, num_blocks, dim, block_size]
-    const T *values;            // [kv_heads, num_blocks, block_size, value_dim]
-    const int32_t *first, *count; // rows of each task: where they begin, how many
-    const int32_t *end;         // positions that its first row sees: those before `end`
-    const int32_t *table;       // blocks of each task, `table_width` apart
-    int64_t num, heads, kv_heads, dim, value_dim, num_blocks, block_size, table_width;
-    int64_t window;             // positions that a row sees at most, 0 for all
-    int64_t query_row, query_head, out_row, out_head; // strides
-    float scale, softcap; // softcap 0 for none
+struct Attending : Attention<T> {
+    using Call = Attention<T>;
+    using Call::query, Call::out, Call::keys, Call::values, Call::first, Call::count, Call::end;
+    using Call::table, Call::num, Call::heads, Call::kv_heads, Call::dim, Call::value_dim;
+    using Call::num_blocks, Call::block_size, Call::table_width, Call::window, Call::query_row;
+    using Call::query_head, Call::out_row, Call::out_head, Call::scale, Call::softcap;
 
     int64_t begin(int64_t end) const { return window && end > window ? end - window : 0; }
 
@@ -282,11 +226,9 @@ struct Attention {
         for (int64_t t = 0; t < length; t++) scores[t] *= share;
     }
 
-    void run() const {
-        int64_t seen = 0;
-        for (int64_t task = 0; task < num; task++) seen += end[task] * count[task];
+    void run_team() const {
         bool known = dim == value_dim && block_size == LANES;
-#pragma omp parallel for collapse(2) schedule(dynamic) if (seen * heads * dim > WORTH_A_THREAD)
+#pragma omp for collapse(2) schedule(dynamic)
         for (int64_t task = 0; task < num; task++)
             for (int64_t head = 0; head < kv_heads; head++) {
                 if (known && dim == 64) group<64, LANES>(task, head);
@@ -294,9 +236,23 @@ struct Attention {
                 else group<0, 0>(task, head);
             }
     }
+
+    void run() const {
+        int64_t seen = 0;
+        for (int64_t task = 0; task < num; task++) seen += end[task] * count[task];
+#pragma omp parallel if (seen * heads * dim > WORTH_A_THREAD)
+        run_team();
+    }
 };
 
 }  // namespace
+
+template <typename T>
+void attend_team(const Attention<T> &call) {
+    Attending<T>{call}.run_team();
+}
+
+template void attend_team(const Attention<bfloat16> &);
 
 #define FOR_EACH_TYPE(EXPORT) EXPORT(float, f32) EXPORT(bfloat16, bf16)
 
@@ -312,15 +268,17 @@ struct Attention {
     extern "C" void put_keys_##NAME(const T *rows, T *pool, const int64_t *slots, int64_t num,     \
                                    int64_t heads, int64_t dim, int64_t num_blocks,                 \
                                    int64_t block_size, int64_t row_stride, int64_t head_stride) {  \
-        put_keys(rows, pool, slots, num, heads, dim, num_blocks, block_size, row_stride,           \
-                 head_stride);                                                                     \
+        Pool<T> to{pool, nullptr, num_blocks, block_size};                                         \
+        Put<T>{rows, slots, num, heads, dim, row_stride, head_stride}.each(                        \
+            [&](auto... at) { to.put_key(at...); });                                               \
     }                                                                                              \
     extern "C" void put_values_##NAME(const T *rows, T *pool, const int64_t *slots, int64_t num,   \
                                    int64_t heads, int64_t dim, int64_t num_blocks,                 \
                                    int64_t block_size, int64_t row_stride, int64_t head_stride) {  \
-        put_values(rows, pool, slots, num, heads, dim, num_blocks, block_size, row_stride,         \
-                 head_stride);                                                                     \
+        Pool<T> to{nullptr, pool, num_blocks, block_size};                                         \
+        Put<T>{rows, slots, num, heads, dim, row_stride, head_stride}.each(                        \
+            [&](auto... at) { to.put_value(at...); });                                             \
     }                                                                                              \
-    extern "C" void attend_##NAME(const Attention<T> *call) { call->run(); }
+    extern "C" void attend_##NAME(const Attention<T> *call) { Attending<T>{*call}.run(); }
 
 FOR_EACH_TYPE(EXPORT)

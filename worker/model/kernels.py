@@ -1,9 +1,10 @@
 """The engine's own CPU kernels: compiled once on the machine that runs them, called by address.
 
 A decode step of a small batch spends a quarter of its time in operations that are too small for
-torch's dispatcher. `kernels.cpp` holds them as plain loops; the machine's C++ compiler makes them
-at the first start, for this processor, and the library is kept in the user's cache folder. Without
-a compiler the engine computes the same with torch's operations.
+torch's dispatcher. `kernels.cpp` holds them as plain loops, `products.cpp` the matrix products, and
+`layer.cpp` a layer made of all of them. The machine's C++ compiler makes them at the first start,
+for this processor, and the library is kept in the user's cache folder. Without a compiler the
+engine computes the same with torch's operations.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ _FLAGS: Final = ("-std=gnu++17", "-O3", "-fPIC")
 _SOURCES: Final = {
     Path(__file__).with_name("kernels.cpp"): (*_FLAGS, "-ffast-math"),
     Path(__file__).with_name("products.cpp"): _FLAGS,
+    Path(__file__).with_name("layer.cpp"): (*_FLAGS, "-ffast-math"),
 }
+_HEADER: Final = Path(__file__).with_name("kernels.h")
 _NAMES: Final = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _ARGUMENTS: Final[dict[str, list[Any]]] = {
     "rms_norm": [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_float],
@@ -44,7 +47,7 @@ _COMPILE_TIMEOUT_S: Final = 120
 
 
 class AttendCall(ctypes.Structure):
-    """The arguments of `attend`, as `struct Attention` of kernels.cpp has them."""
+    """The arguments of `attend`, as `struct Attention` of kernels.h has them."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("query", "out", "keys", "values")),
@@ -60,10 +63,12 @@ class Kernels:
     """The kernels of one dtype, for tensors on the CPU whose last dimension is dense.
 
     Attributes:
+        library: they and those of other dtypes.
         products: matrix products, where this processor and dtype have faster ones than oneDNN's.
     """
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self.library = library
         self.products: NativeProducts | None = None
         if dtype == torch.bfloat16 and library.has_products():
             self.products = NativeProducts(library)
@@ -164,7 +169,7 @@ def _library(compiler: str, report: Callable[[str], None]) -> Path:
     machine = (native, *(("-fopenmp",) if openmp else ()))
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     known = [
-        *(source.read_bytes() for source in _SOURCES),
+        *(source.read_bytes() for source in (*_SOURCES, _HEADER)),
         version,
         repr((list(_SOURCES.values()), machine)).encode(),
         _processor(),

@@ -21,8 +21,8 @@ _ADD: Final = 1
 _GATE: Final = 2
 
 
-class _Call(ctypes.Structure):
-    """`struct Product` of products.cpp."""
+class ProductCall(ctypes.Structure):
+    """`struct Product` of kernels.h."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("rows", "weights", "bias", "other", "out")),
@@ -81,8 +81,12 @@ class NativeProducts:
         return packed
 
 
-class _Packed:
-    """A packed weight [outputs, inputs] and how to call for its product."""
+class Packed:
+    """A packed weight [outputs, inputs] and how to call for its product.
+
+    Attributes:
+        outputs: values of a row of the product.
+    """
 
     def __init__(
         self,
@@ -93,23 +97,34 @@ class _Packed:
         after: int,
     ) -> None:
         self._product = library.product
-        self._outputs, inputs = shape
+        self.outputs, inputs = shape
         self._kept = packed, bias
-        self._call = _Call(
+        self._call = ProductCall(
             weights=packed.data_ptr(),
             bias=None if bias is None else bias.data_ptr(),
             inputs=inputs,
-            outputs=self._outputs,
+            outputs=self.outputs,
             after=after,
         )
         self._address = ctypes.addressof(self._call)
+
+    def call(self, *, adds: bool = False) -> ProductCall:
+        """A call without rows, which may be used as long as this is kept.
+
+        Args:
+            adds: something is added to the product.
+        """
+        call = ProductCall.from_buffer_copy(self._call)
+        if adds:
+            call.after = _ADD
+        return call
 
     def _run(self, rows: torch.Tensor) -> torch.Tensor:
         if rows.dtype != torch.bfloat16:
             raise TypeError(f"rows are {rows.dtype}, the weight is bfloat16")
         if rows.stride(-1) != 1:
             rows = rows.contiguous()
-        out = rows.new_empty((rows.shape[0], self._outputs))
+        out = rows.new_empty((rows.shape[0], self.outputs))
         call = self._call
         call.num, call.row_stride = rows.shape[0], rows.stride(0)
         call.rows, call.out = rows.data_ptr(), out.data_ptr()
@@ -117,7 +132,7 @@ class _Packed:
         return out
 
 
-class NativeWeight(_Packed):
+class NativeWeight(Packed):
     """A `Weight`. Not for two threads at once."""
 
     def linear(self, rows: torch.Tensor) -> torch.Tensor:
@@ -132,7 +147,7 @@ class NativeWeight(_Packed):
         return self._run(rows)
 
 
-class NativeGated(_Packed):
+class NativeGated(Packed):
     """A `Gated`, likewise."""
 
     def compute(self, rows: torch.Tensor) -> torch.Tensor:

@@ -7,14 +7,13 @@
 // core that other work has taken for a while does not hold up the rest. Each output is summed in
 // the order of its inputs, however many rows there are.
 
-#include <cstdint>
+#include "kernels.h"
 
-#if defined(__AVX512BF16__) && defined(__AVX512BW__) && !defined(__AMX_BF16__)
+#if HAS_PRODUCTS
 
 #include <immintrin.h>
 
 #include <algorithm>
-#include <cstring>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -22,26 +21,12 @@
 
 namespace {
 
-typedef uint16_t bfloat16;
-
 constexpr int64_t LANES = 16, PANEL = 2 * LANES;
 constexpr int64_t NARROW_ROWS = 12;  // of a tile over one panel
 constexpr int64_t WIDE_ROWS = 6;     // of a tile over two, which reads less per product
 constexpr int64_t BLOCK_ROWS = 96;   // rows that stay in a core's cache while panels pass
 constexpr int64_t MANY_ROWS = 48;    // from here on wide tiles are faster
 constexpr int64_t TASKS_A_THREAD = 16;
-
-enum After : int64_t { NOTHING, ADD, GATE };
-
-struct Product {
-    const bfloat16 *rows;     // [num, inputs], `row_stride` apart
-    const bfloat16 *weights;  // packed
-    const bfloat16 *bias;     // [outputs], for GATE twice as many; or null
-    const bfloat16 *other;    // [num, outputs], `other_stride` apart; for ADD
-    bfloat16 *out;            // [num, outputs], dense
-    int64_t num, inputs, outputs, row_stride, other_stride;
-    int64_t after;            // one of After
-};
 
 inline __m512 load(const bfloat16 *from, __mmask16 mask) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
@@ -170,22 +155,22 @@ extern "C" void pack_weight(const bfloat16 *weight, const bfloat16 *up, int64_t 
             const bfloat16 *from = up && lane >= LANES ? up : weight;
             bfloat16 *to = packed + panel * inputs * PANEL + lane * 2;
             for (int64_t i = 0; i < inputs; i++)
-                to[i / 2 * 2 * PANEL + i % 2] = at < outputs ? from[at * inputs + i] : 0;
+                to[i / 2 * 2 * PANEL + i % 2] = at < outputs ? from[at * inputs + i] : bfloat16{0};
         }
 }
 
-extern "C" void product(const Product *call) {
-    const Product p = *call;
+void product_team(const Product &call) {
+    const Product p = call;
     const int64_t panels = panels_of(p.outputs, p.after == GATE);
     const int64_t blocks = (p.num + BLOCK_ROWS - 1) / BLOCK_ROWS;
     const int64_t at_once = p.num >= MANY_ROWS ? 2 : 1;
     int64_t threads = 1;
 #ifdef _OPENMP
-    threads = omp_get_max_threads();
+    threads = omp_get_num_threads();
 #endif
     int64_t size = std::max<int64_t>(at_once, panels / (threads * TASKS_A_THREAD) / 2 * 2);
     const int64_t tasks = (panels + size - 1) / size;
-#pragma omp parallel for collapse(2) schedule(dynamic)
+#pragma omp for collapse(2) schedule(dynamic)
     for (int64_t block = 0; block < blocks; block++)
         for (int64_t task = 0; task < tasks; task++) {
             int64_t row = block * BLOCK_ROWS, end = std::min(p.num, row + BLOCK_ROWS);
@@ -194,6 +179,11 @@ extern "C" void product(const Product *call) {
                 for (; panel + 1 < last; panel += 2) strip<2, WIDE_ROWS>(p, row, end, panel);
             for (; panel < last; panel++) strip<1, NARROW_ROWS>(p, row, end, panel);
         }
+}
+
+extern "C" void product(const Product *call) {
+#pragma omp parallel
+    product_team(*call);
 }
 
 #else
