@@ -26,6 +26,8 @@ constexpr int64_t NARROW_ROWS = 12;  // of a tile over one panel
 constexpr int64_t WIDE_ROWS = 6;     // of a tile over two, which reads less per product
 constexpr int64_t BLOCK_ROWS = 96;   // rows that stay in a core's cache while panels pass
 constexpr int64_t MANY_ROWS = 48;    // from here on wide tiles are faster
+constexpr int64_t FETCH_ROWS = 18;   // up to here memory is slower than two tiles a panel
+constexpr int64_t FETCH_INPUTS = 16, LINE = 64 / sizeof(bfloat16);
 constexpr int64_t TASKS_A_THREAD = 16;
 
 inline __m512 load(const bfloat16 *from, __mmask16 mask) {
@@ -52,9 +54,10 @@ inline __m512 silu(__m512 x) {
     return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), exp));
 }
 
-// Sums of ROWS rows with PANELS neighbouring panels: sums[row][16 outputs].
-template <int64_t ROWS, int64_t PANELS>
-void tile(const Product &p, int64_t row, int64_t panel, __m512 *sums) {
+// Sums of ROWS rows with PANELS neighbouring panels: sums[row][16 outputs]. If it FETCHES, half as
+// many weights as it reads are meanwhile fetched from `next` on.
+template <int64_t ROWS, int64_t PANELS, bool FETCHES>
+void tile(const Product &p, int64_t row, int64_t panel, const bfloat16 *next, __m512 *sums) {
     constexpr int64_t BLOCKS = 2 * PANELS;
     const bfloat16 *from = p.rows + row * p.row_stride;
     const bfloat16 *weights = p.weights + panel * p.inputs * PANEL;
@@ -62,6 +65,9 @@ void tile(const Product &p, int64_t row, int64_t panel, __m512 *sums) {
     for (int64_t r = 0; r < ROWS; r++)
         for (int64_t b = 0; b < BLOCKS; b++) acc[r][b] = _mm512_setzero_ps();
     for (int64_t i = 0; i < p.inputs; i += 2) {
+        if (FETCHES && i % FETCH_INPUTS == 0)
+            for (int64_t end = PANEL * FETCH_INPUTS / 2; end > 0; end -= LINE, next += LINE)
+                _mm_prefetch(next, _MM_HINT_T1);
         __m512bh weight[BLOCKS];
         for (int64_t b = 0; b < BLOCKS; b++)
             weight[b] = (__m512bh)_mm512_loadu_si512(weights + b / 2 * p.inputs * PANEL +
@@ -80,10 +86,12 @@ void tile(const Product &p, int64_t row, int64_t panel, __m512 *sums) {
 }
 
 template <int64_t PANELS, int64_t MOST>
-void tile_of(int64_t rows, const Product &p, int64_t row, int64_t panel, __m512 *sums) {
+void tile_of(int64_t rows, const Product &p, int64_t row, int64_t panel, const bfloat16 *next,
+             __m512 *sums) {
     if constexpr (MOST > 0) {
-        if (rows == MOST) tile<MOST, PANELS>(p, row, panel, sums);
-        else tile_of<PANELS, MOST - 1>(rows, p, row, panel, sums);
+        if (rows == MOST && next) tile<MOST, PANELS, true>(p, row, panel, next, sums);
+        else if (rows == MOST) tile<MOST, PANELS, false>(p, row, panel, next, sums);
+        else tile_of<PANELS, MOST - 1>(rows, p, row, panel, next, sums);
     }
 }
 
@@ -116,14 +124,19 @@ inline void finish(const Product &p, int64_t row, int64_t panel, const __m512 *s
     }
 }
 
-// Rows `row` to `end` with `PANELS` panels from `panel` on, in tiles of nearly equal height.
+// Rows `row` to `end` with `PANELS` panels from `panel` on, in tiles of nearly equal height; whether
+// the next panel follows.
 template <int64_t PANELS, int64_t MOST>
-void strip(const Product &p, int64_t row, int64_t end, int64_t panel) {
+void strip(const Product &p, int64_t row, int64_t end, int64_t panel, bool goes_on) {
     __m512 sums[MOST * 2 * PANELS];
     int64_t num = end - row, parts = (num + MOST - 1) / MOST;
     for (int64_t part = 0; part < parts; part++) {
         int64_t first = row + num * part / parts, height = row + num * (part + 1) / parts - first;
-        tile_of<PANELS, MOST>(height, p, first, panel, sums);
+        // the second tile has its weights from the cache and leaves the memory idle
+        const bfloat16 *next = nullptr;
+        if (goes_on && parts == 2 && num <= FETCH_ROWS)
+            next = p.weights + (2 * panel + 2 + part) * p.inputs * PANEL / 2;
+        tile_of<PANELS, MOST>(height, p, first, panel, next, sums);
         for (int64_t r = 0; r < height; r++)
             for (int64_t n = 0; n < PANELS; n++)
                 finish(p, first + r, panel + n, sums + (r * PANELS + n) * 2);
@@ -176,8 +189,8 @@ void product_team(const Product &call) {
             int64_t row = block * BLOCK_ROWS, end = std::min(p.num, row + BLOCK_ROWS);
             int64_t panel = task * size, last = std::min(panels, panel + size);
             if (at_once == 2)
-                for (; panel + 1 < last; panel += 2) strip<2, WIDE_ROWS>(p, row, end, panel);
-            for (; panel < last; panel++) strip<1, NARROW_ROWS>(p, row, end, panel);
+                for (; panel + 1 < last; panel += 2) strip<2, WIDE_ROWS>(p, row, end, panel, false);
+            for (; panel < last; panel++) strip<1, NARROW_ROWS>(p, row, end, panel, panel + 1 < last);
         }
 }
 
