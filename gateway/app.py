@@ -98,7 +98,7 @@ def create_app(
     draining = False
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Gateway]]:
         timeouts = Timeouts(
             settings.first_event_timeout_s, settings.stall_timeout_s, settings.silence_timeout_s
         )
@@ -134,7 +134,7 @@ def create_app(
                 settings.stored_response_bytes,
                 settings.stored_response_ttl_s,
             )
-            app.state.gateway = Gateway(
+            gateway = app.state.gateway = Gateway(
                 settings,
                 view,
                 dispatcher,
@@ -164,7 +164,7 @@ def create_app(
                 if sibling is not None:
                     await watch.first_answer(FIRST_ANSWER_S)
                     await sibling.start()
-                yield
+                yield {"gateway": gateway}  # in the state of every request
             finally:
                 if sibling is not None:
                     await sibling.stop()

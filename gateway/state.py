@@ -82,7 +82,7 @@ class Arrival:
 
 
 def gateway_of(request: Request) -> Gateway:
-    gateway: Gateway = request.app.state.gateway
+    gateway: Gateway = request.scope["state"]["gateway"]
     return gateway
 
 

@@ -417,8 +417,10 @@ async def test_a_fault_of_a_route_is_answered_in_the_routes_form_and_logged_once
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str, path: str
 ) -> None:
     async with stack(FakeWorker()) as s, aiohttp.ClientSession() as http:
-        monkeypatch.setattr(s.app.state, "gateway", None)
-        async with http.request(method, s.url + path, headers={"Origin": "http://a"}) as answer:
+        monkeypatch.setattr(s.app.state.gateway.view, "snapshot", None)
+        asked = BODY if path.endswith("count_tokens") else {**BODY, "max_tokens": 1}
+        origin = {"Origin": "http://a"}
+        async with http.request(method, s.url + path, headers=origin, json=asked) as answer:
             assert answer.status == 500
             assert answer.headers["Access-Control-Allow-Origin"]
             body = await answer.json()
