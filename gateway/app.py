@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from random import Random
 from secrets import token_hex
@@ -27,14 +26,22 @@ from gateway.buckets import Table
 from gateway.config import GatewaySettings
 from gateway.dispatch import Dispatcher
 from gateway.drift import LOOK_EVERY_S, DriftWatch
-from gateway.edge import Authentication, CrossOrigin, HeaderCheck, RequestContext
+from gateway.edge import (
+    Authentication,
+    Checks,
+    CrossOrigin,
+    Headers,
+    RequestContext,
+    check_headers,
+    route_headers,
+)
 from gateway.errors import error_response, install_error_handlers
 from gateway.fastchat_client import FastChatClient
 from gateway.fleet_view import FleetView
 from gateway.fleet_watch import FleetWatch
 from gateway.http_client import HttpPool
 from gateway.keys import KeyRing, anonymous, follow
-from gateway.limits import LIMIT_HEADERS, Limiter, LimitHeaders
+from gateway.limits import LIMIT_HEADERS, Limiter
 from gateway.metrics import UNKNOWN_MODEL, GatewayMetrics
 from gateway.openapi import DESCRIBED
 from gateway.operators import OperatorGuard, TwoDoors
@@ -198,6 +205,9 @@ def create_app(
         await asyncio.sleep(settings.drain_delay_s)
         asyncio.get_running_loop().call_later(settings.drain_grace_s, app.state.end_requests)
 
+    def own_headers(scope: Scope) -> Headers:
+        return [*route_headers(scope), *limiter.headers(scope)]
+
     def finished(scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
         state = scope["state"]
@@ -239,15 +249,9 @@ def create_app(
     app.add_middleware(CatchAll, tier="gateway", render=failed)
     # the last one added is the outermost
     app.add_edge(Shortcut, tier="gateway", routes=BUSY_ROUTES, render=failed)
-    app.add_edge(HeaderCheck)
-    app.add_edge(LimitHeaders, limiter=limiter)
-    app.add_edge(
-        TwoDoors,
-        clients=partial(Authentication, keys=keys),
-        operators=partial(
-            OperatorGuard, tokens=TokenSet([settings.cluster_token]), has_keys=bool(keys)
-        ),
-    )
+    operators = OperatorGuard(TokenSet([settings.cluster_token]), has_keys=bool(keys))
+    doors = TwoDoors(Authentication(keys), operators)
+    app.add_edge(Checks, checks=(doors, check_headers))
     app.add_edge(
         CrossOrigin,
         allow_origins=settings.allowed_origins,
@@ -263,7 +267,7 @@ def create_app(
             *LIMIT_HEADERS,
         ],
     )
-    app.add_edge(RequestContext, finished=finished, closing=lambda: draining)
+    app.add_edge(RequestContext, headers=own_headers, finished=finished, closing=lambda: draining)
     return app
 
 

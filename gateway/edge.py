@@ -1,7 +1,8 @@
-"""What every request passes before a route: its id, the catch-all for faults, authentication.
+"""What every request passes before a route: its id, the catch-all for faults, the checks.
 
-Pure ASGI, so that streams and disconnects pass through untouched. Knows no route but the open
-health paths.
+Pure ASGI, so that streams and disconnects pass through untouched; each layer costs at every step of
+a request, so what only lets through or refuses is a check, and no layer. Knows no route but the
+open health paths.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from time import perf_counter
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.errors import error_response
@@ -33,6 +35,10 @@ MAX_HEADER_BYTES: Final = 64 * 1024
 
 WORKER_HEADER: Final = b"x-trireme-worker"
 ATTEMPTS_HEADER: Final = b"x-trireme-attempts"
+
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+Check: TypeAlias = Callable[[Scope], Response | None]
+"""Says how a request is refused, None lets it pass; may note in the scope's state who calls."""
 
 _HOST: Final = re.compile(r"[A-Za-z0-9._~%:\[\]-]*")
 _ID: Final = re.compile(r"[A-Za-z0-9._:+/=@-]{1,128}")
@@ -57,6 +63,7 @@ class RequestContext:
     """Outermost: sets the request id, echoes it, answers 500 for a fault, reports the outcome.
 
     Args:
+        headers: what else the answer to a request of this scope has.
         finished: called once a request with (scope, status, seconds); status 499 means that the
             client was gone before an answer.
         closing: whether connections end with their next answer, since this gateway drains.
@@ -65,10 +72,12 @@ class RequestContext:
     def __init__(
         self,
         app: ASGIApp,
+        headers: Callable[[Scope], Headers],
         finished: Callable[[Scope, int, float], None],
         closing: Callable[[], bool],
     ) -> None:
         self._app = app
+        self._headers = headers
         self._finished = finished
         self._closing = closing
 
@@ -87,7 +96,8 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *id_headers, *_route(scope)]
+                own = self._headers(scope)
+                message["headers"] = [*message.get("headers", ()), *id_headers, *own]
                 if self._closing():
                     message["headers"].append((b"connection", b"close"))
             await send(message)
@@ -106,7 +116,7 @@ class RequestContext:
             logs.request_id.reset(token)
 
 
-def _route(scope: Scope) -> list[tuple[bytes, bytes]]:
+def route_headers(scope: Scope) -> Headers:
     """The headers of an answer that a worker took part in."""
     trail: Trail | None = scope["state"].get("trail")
     if trail is None or not trail.tries:
@@ -130,60 +140,61 @@ class CrossOrigin:
         await app(scope, receive, send)
 
 
-class HeaderCheck:
-    """Refuses headers that are too many bytes, or a Host that is none, and closes the connection.
+class Checks:
+    """Refuses what one of the checks refuses; the first that does counts."""
 
-    It stands behind `Authentication`, so that a key of any length is answered as a wrong key.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, checks: Iterable[Check]) -> None:
         self._app = app
+        self._checks = tuple(checks)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        wrong = self._wrong(scope) if scope["type"] == "http" else None
-        if wrong is None:
-            await self._app(scope, receive, send)
+        if scope["type"] != "http":  # there is no websocket route
+            await send({"type": "websocket.close", "code": 1008})
             return
-        error = TriremeError("invalid_request", wrong)
-        refusal = error_response(error, {"Connection": "close"}, scope=scope)
-        await refusal(scope, receive, send)
+        for check in self._checks:
+            refusal = check(scope)
+            if refusal is not None:
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
-    def _wrong(self, scope: Scope) -> str | None:
-        headers = scope["headers"]
-        if sum(map(len, chain.from_iterable(headers))) + 4 * len(headers) > MAX_HEADER_BYTES:
-            return f"The request's headers exceed the limit of {MAX_HEADER_BYTES} bytes."
-        if not _HOST.fullmatch(header(scope, b"host") or ""):
-            return "The request's Host header is malformed."
+
+def check_headers(scope: Scope) -> Response | None:
+    """Refuses headers that are too many bytes, or a Host that is none, and closes the connection.
+
+    It comes after `Authentication`, so that a key of any length is answered as a wrong key.
+    """
+    headers = scope["headers"]
+    if sum(map(len, chain.from_iterable(headers))) + 4 * len(headers) > MAX_HEADER_BYTES:
+        wrong = f"The request's headers exceed the limit of {MAX_HEADER_BYTES} bytes."
+    elif not _HOST.fullmatch(header(scope, b"host") or ""):
+        wrong = "The request's Host header is malformed."
+    else:
         return None
+    error = TriremeError("invalid_request", wrong)
+    return error_response(error, {"Connection": "close"}, scope=scope)
 
 
 class Authentication:
-    """Denies by default: only the health paths are open when there are keys.
+    """A check that denies by default: only the health paths are open when there are keys.
 
     A key comes as `Authorization: Bearer`, or as Anthropic's clients send it, as `x-api-key`. Whose
     it is stands in the scope's state as `caller`.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing) -> None:
-        self._app = app
+    def __init__(self, keys: KeyRing) -> None:
         self._keys = keys
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or scope.get("path") in HEALTH_PATHS:
-            await self._app(scope, receive, send)
-            return
-        if scope["type"] != "http":  # there is no websocket route
-            await send({"type": "websocket.close", "code": 1008})
-            return
+    def __call__(self, scope: Scope) -> Response | None:
+        if scope["path"] in HEALTH_PATHS:
+            return None
         key = bearer(header(scope, b"authorization")) or header(scope, b"x-api-key") or None
         caller = self._keys.find(key)
         if caller is not None:
-            scope.setdefault("state", {})["caller"] = caller
-            await self._app(scope, receive, send)
-        elif key is None:
+            scope["state"]["caller"] = caller
+            return None
+        if key is None:
             message = "You didn't provide an API key: send it as 'Authorization: Bearer <key>'."
-            error = TriremeError("missing_api_key", message)
-            await error_response(error, scope=scope)(scope, receive, send)
-        else:
-            error = TriremeError("invalid_api_key", "Incorrect API key provided.")
-            await error_response(error, scope=scope)(scope, receive, send)
+            return error_response(TriremeError("missing_api_key", message), scope=scope)
+        error = TriremeError("invalid_api_key", "Incorrect API key provided.")
+        return error_response(error, scope=scope)

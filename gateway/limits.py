@@ -11,7 +11,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Final
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from gateway.buckets import Table, left, taken, wait_s
 from gateway.keys import ApiKey
@@ -106,8 +106,12 @@ class Limiter:
         finally:
             self._table.release(at)
 
-    def headers(self, key: ApiKey) -> list[tuple[bytes, bytes]]:
-        """`x-ratelimit-*`, as OpenAI has them."""
+    def headers(self, scope: Scope) -> list[tuple[bytes, bytes]]:
+        """`x-ratelimit-*`, as OpenAI has them: what is left to the caller of a request of this
+        scope, where that is known and has limits."""
+        key: ApiKey | None = scope["state"].get("caller")
+        if key is None or not key.limits:
+            return []
         states, now = self._table.peek(key.digest[:_ID_BYTES]), self._clock()
         limits = (key.limits.requests, key.limits.tokens)
         found: list[tuple[bytes, bytes]] = []
@@ -130,26 +134,3 @@ def duration(seconds: float) -> str:
     if hours or minutes:
         text = f"{minutes}m{text}"
     return f"{hours}h{text}" if hours else text
-
-
-class LimitHeaders:
-    """Adds what is left to every answer of a caller that has limits. Stands behind the
-    authentication, which says who calls."""
-
-    def __init__(self, app: ASGIApp, limiter: Limiter) -> None:
-        self._app = app
-        self._limiter = limiter
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        caller: ApiKey | None = scope.get("state", {}).get("caller")
-        if caller is None or not caller.limits:
-            await self._app(scope, receive, send)
-            return
-
-        async def send_with_limits(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                limits = self._limiter.headers(caller)
-                message["headers"] = [*message.get("headers", ()), *limits]
-            await send(message)
-
-        await self._app(scope, receive, send_with_limits)

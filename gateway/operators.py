@@ -7,11 +7,12 @@ so, so there they need a cluster token. All ways deny by default.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Scope
 
+from gateway.edge import Check
 from gateway.errors import error_response
 from protocol.errors import TriremeError
 from trireme.service.auth import TokenSet, bearer
@@ -27,41 +28,32 @@ _HERE: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class TwoDoors:
-    """Sends operators' paths by one guard, the others by another; both lead to the same app."""
+    """A check that asks one guard about operators' paths, another one about all others."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        clients: Callable[[ASGIApp], ASGIApp],
-        operators: Callable[[ASGIApp], ASGIApp],
-    ) -> None:
-        self._clients = clients(app)
-        self._operators = operators(app)
+    def __init__(self, clients: Check, operators: Check) -> None:
+        self._clients = clients
+        self._operators = operators
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        operator = scope["type"] == "http" and scope["path"].startswith(OPERATORS)
-        await (self._operators if operator else self._clients)(scope, receive, send)
+    def __call__(self, scope: Scope) -> Response | None:
+        operator = scope["path"].startswith(OPERATORS)
+        return (self._operators if operator else self._clients)(scope)
 
 
 class OperatorGuard:
-    """Lets those in that show the cluster token.
+    """A check that lets those in that show the cluster token.
 
     Args:
         tokens: empty lets this machine in instead, as long as there are no API keys.
         has_keys: whether there are any.
     """
 
-    def __init__(self, app: ASGIApp, tokens: TokenSet, has_keys: bool) -> None:
-        self._app = app
+    def __init__(self, tokens: TokenSet, has_keys: bool) -> None:
         self._tokens = tokens
         self._has_keys = has_keys
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope) -> Response | None:
         refused = self._refusal(scope)
-        if refused is None:
-            await self._app(scope, receive, send)
-        else:
-            await error_response(refused, scope=scope)(scope, receive, send)
+        return None if refused is None else error_response(refused, scope=scope)
 
     def _refusal(self, scope: Scope) -> TriremeError | None:
         headers = dict(scope["headers"])

@@ -53,7 +53,7 @@ def key(requests: int = 0, tokens: int = 0, name: str = "k") -> ApiKey:
 
 
 def left(limiter: Limiter, caller: ApiKey) -> dict[str, str]:
-    headers = limiter.headers(caller)
+    headers = limiter.headers({"state": {"caller": caller}})
     return {name.decode().removeprefix("x-ratelimit-"): text.decode() for name, text in headers}
 
 
