@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, MutableMapping, Sequence
 from time import perf_counter
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
 from fastapi import Request, Response
 
 from gateway.connection import event_stream
+from gateway.dispatch import Batch
 from gateway.merge import merged
 from gateway.metering import Meter, may_need
 from gateway.metrics import GatewayMetrics
@@ -62,7 +63,8 @@ async def respond(
     gateway, model = gateway_of(request), requests[0].model
     reserved = sum(may_need(arrival.caller, one) for one in requests)
     meter = Meter(gateway, arrival, model, reserved, is_counted=True)
-    prompts = meter.usage.prompts = [Progress(_by(arrival.tenant, one)) for one in requests]
+    prompts = [Progress(_by(arrival.tenant, one), at) for at, one in enumerate(requests)]
+    meter.usage.prompts = prompts
     generate = gateway.dispatcher.generate
     batches = merged([generate(one, arrival.trail) for one in prompts], AT_ONCE)
     state = request.scope["state"]
@@ -84,10 +86,6 @@ async def respond(
 def _by(tenant: str, request: GenerateRequest) -> GenerateRequest:
     """The request with the name of who asks for it."""
     return request.model_copy(update={"tenant": tenant}) if tenant else request
-
-
-Batch: TypeAlias = tuple[int, list[Event]]
-"""Events of the prompt of that number, which came together."""
 
 
 class Answer:

@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import aclosing
 from random import Random
 from time import monotonic
-from typing import Final, Self, TypeVar
+from typing import Final, Self, TypeAlias, TypeVar
 
 from pydantic import BaseModel
 
@@ -49,6 +49,8 @@ _TRANSPORT_FAILURES: Final = frozenset(
 )
 _Answer = TypeVar("_Answer")
 _Model = TypeVar("_Model", bound=BaseModel)
+Batch: TypeAlias = tuple[int, list[Event]]
+"""Events that came together, of the prompt of that number."""
 
 
 class Dispatcher:
@@ -107,7 +109,7 @@ class Dispatcher:
 
     def generate(
         self, progress: Progress, trail: Trail | None = None
-    ) -> AsyncGenerator[list[Event], None]:
+    ) -> AsyncGenerator[Batch, None]:
         """Events as they come together, `Started` first, `Done` last.
 
         Close it to abort the request on its worker. `progress` tells at any time what it has come
@@ -186,7 +188,7 @@ class Dispatcher:
 
     async def _attempts(
         self, progress: Progress, prefix: Fingerprint, tokens: int, trail: Trail
-    ) -> AsyncGenerator[list[Event], None]:
+    ) -> AsyncGenerator[Batch, None]:
         request = progress.request
         begun, limit_s = monotonic(), request.deadline_s
         retry = Retries(self._budget, self._metrics, request.model, progress)
@@ -219,7 +221,7 @@ class Dispatcher:
                             if isinstance(batch[-1], Done):
                                 attempt.end("done", batch[-1].cached_tokens)
                             if events := progress.take(batch):
-                                yield events
+                                yield progress.number, events
                             if progress.fault is not None:
                                 raise again(progress.fault)
                             if progress.done:

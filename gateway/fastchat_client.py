@@ -145,7 +145,7 @@ class FastChatClient:
         streams = [self._deltas(worker, body, one, deadline) for one in choices]
         started = False
         async with aclosing(merged(streams, at_once=len(streams))) as deltas:
-            async for _, delta in deltas:
+            async for delta in deltas:
                 if not started:  # a worker's fault shows in its first frame, before any status
                     yield [Started(prompt_tokens, worker.instance_id, "")]
                     if request.echo:

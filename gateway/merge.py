@@ -20,25 +20,21 @@ class _End:
     error: Exception | None = None
 
 
-async def merged(
-    sources: Sequence[AsyncGenerator[_T, None]], at_once: int
-) -> AsyncGenerator[tuple[int, _T], None]:
-    """(number of the source, item) as they come; the first error of a source is raised.
+def merged(sources: Sequence[AsyncGenerator[_T, None]], at_once: int) -> AsyncGenerator[_T, None]:
+    """The items of all sources as they come; the first error of a source is raised.
 
     Args:
         at_once: how many sources run at the same time; the others wait for their turn.
     """
-    if len(sources) == 1:
-        async with aclosing(sources[0]) as only:
-            async for item in only:
-                yield 0, item
-        return
-    queue: asyncio.Queue[tuple[int, _T] | _End] = asyncio.Queue(_BUFFERED_ITEMS)
+    return sources[0] if len(sources) == 1 else _merged(sources, at_once)
+
+
+async def _merged(
+    sources: Sequence[AsyncGenerator[_T, None]], at_once: int
+) -> AsyncGenerator[_T, None]:
+    queue: asyncio.Queue[_T | _End] = asyncio.Queue(_BUFFERED_ITEMS)
     turns = asyncio.Semaphore(at_once)
-    tasks = [
-        asyncio.create_task(_pump(number, source, queue, turns))
-        for number, source in enumerate(sources)
-    ]
+    tasks = [asyncio.create_task(_pump(source, queue, turns)) for source in sources]
     running = len(tasks)
     try:
         while running:
@@ -61,16 +57,15 @@ async def merged(
 
 
 async def _pump(
-    number: int,
     source: AsyncGenerator[_T, None],
-    queue: asyncio.Queue[tuple[int, _T] | _End],
+    queue: asyncio.Queue[_T | _End],
     turns: asyncio.Semaphore,
 ) -> None:
     async with turns:
         try:
             async with aclosing(source):
                 async for item in source:
-                    await queue.put((number, item))
+                    await queue.put(item)
         except Exception as error:
             await queue.put(_End(error))  # no name keeps it: its traceback holds this frame
         else:

@@ -27,14 +27,16 @@ class Progress:
 
     Attributes:
         request: as it came.
+        number: of the prompt, among those of one client's request.
         fault: why nothing follows the events that were given, when that is a failure of the worker.
         done: whether `Done` was among them.
         delivered: whether anything that belongs to the answer was given.
         was_cut: whether a limit of tokens ended one of the choices.
     """
 
-    def __init__(self, request: GenerateRequest) -> None:
+    def __init__(self, request: GenerateRequest, number: int = 0) -> None:
         self.request = request
+        self.number = number
         self.fault: TriremeError | None = None
         self.done = False
         self.delivered = False
