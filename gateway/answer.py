@@ -113,7 +113,7 @@ class Answer:
         self._model = model
         self._times = metrics.tokens(model, arrived_s)
         self._opening: list[Batch] = []
-        metrics.running.inc()
+        metrics.running += 1
 
     async def open(self, prompts: int) -> None:
         """Wait until so many prompts are admitted; what comes before that is kept."""
@@ -163,7 +163,7 @@ class Answer:
         try:
             await self._batches.aclose()
         finally:
-            self._metrics.running.dec()
+            self._metrics.running -= 1
             self._meter.end()
 
     def _broken(self, error: TriremeError) -> bytes:
@@ -174,9 +174,9 @@ class Answer:
 
     def _piece(self, number: int, events: list[Event]) -> bytes:
         self._observe(events)
-        return b"".join(f for event in events for f in self._renderer.chunks(number, event))
+        return b"".join([f for event in events for f in self._renderer.chunks(number, event)])
 
     def _observe(self, events: list[Event]) -> None:
-        deltas = sum(isinstance(event, Delta) for event in events)
+        deltas = sum([isinstance(event, Delta) for event in events])
         if deltas:
             self._times.deltas(deltas, perf_counter())

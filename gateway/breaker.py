@@ -108,6 +108,8 @@ class Breakers:
 
     def ejected(self, instance_ids: Collection[str], now_s: float) -> set[str]:
         """Those that get no request now: at most half, the ones that failed first come back."""
+        if not self._troubled:
+            return set()
         shut = [
             id_
             for id_ in self._troubled

@@ -89,8 +89,8 @@ class RequestContext:
         scope.setdefault("state", {})["request_id"] = request_id
         token = logs.request_id.set(request_id)
         status, begun = 499, perf_counter()
-        names = (b"x-request-id", b"request-id")  # the second is Anthropic's
-        id_headers = [(name, request_id.encode()) for name in names]
+        told = request_id.encode()
+        id_headers = ((b"x-request-id", told), (b"request-id", told))  # the second is Anthropic's
 
         async def send_with_id(message: Message) -> None:
             nonlocal status

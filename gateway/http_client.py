@@ -34,11 +34,12 @@ class Broken(ConnectionError):
 
 
 class Origin(NamedTuple):
-    """Where a connection leads."""
+    """Where a connection leads; `header` is the Host header."""
 
     secure: bool
     host: str
     port: int
+    header: str
 
     @classmethod
     @lru_cache(maxsize=4096)
@@ -46,13 +47,8 @@ class Origin(NamedTuple):
         """Of `http(s)://host[:port]`."""
         parts = urlsplit(base_url)
         secure = parts.scheme == "https"
-        return cls(secure, parts.hostname or "", parts.port or (443 if secure else 80))
-
-    @property
-    def header(self) -> str:
-        """The Host header."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+        host, port = parts.hostname or "", parts.port or (443 if secure else 80)
+        return cls(secure, host, port, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
 
 class HttpPool:

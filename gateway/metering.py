@@ -44,13 +44,14 @@ class Usage:
     @property
     def totals(self) -> tuple[int, int, int, int]:
         """Tokens of the prompts, of these from a cache, of completions, of these reasoning."""
-        counted = [progress.tokens for progress in self.prompts]
-        return (
-            (self.tokens or self.estimate) + sum(one.prompt_tokens for one in counted),
-            sum(one.cached_tokens for one in counted),
-            sum(one.completion_tokens for one in counted),
-            sum(one.reasoning_tokens for one in counted),
-        )
+        prompt, cached, completion, reasoning = self.tokens or self.estimate, 0, 0, 0
+        for progress in self.prompts:
+            used = progress.tokens
+            prompt += used.prompt_tokens
+            cached += used.cached_tokens
+            completion += used.completion_tokens
+            reasoning += used.reasoning_tokens
+        return prompt, cached, completion, reasoning
 
     @property
     def was_refused(self) -> bool:

@@ -23,7 +23,12 @@ UNKNOWN_MODEL: Final = "unknown"
 
 
 class GatewayMetrics:
-    """One registry an app; `registry` is what /metrics shows."""
+    """One registry an app.
+
+    Attributes:
+        registry: what /metrics shows.
+        running: generation requests that are being served; the answers count themselves.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -63,11 +68,12 @@ class GatewayMetrics:
             "Rows of the usage ledger that could not be written.",
             registry=self.registry,
         )
-        self.running = Gauge(
+        self.running = 0
+        Gauge(
             "trireme_gateway_requests_in_flight",
             "Generation requests that are being served.",
             registry=self.registry,
-        )
+        ).set_function(lambda: self.running)
         self._ttft = LabelledHistogram(
             "trireme_gateway_time_to_first_token_seconds",
             "From arrival to the first text of a streamed answer.",

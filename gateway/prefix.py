@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Container
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, TypeAlias
 
@@ -31,12 +32,18 @@ def fingerprint(request: GenerateRequest) -> Fingerprint:
         data = request.prompt.encode("utf-8", "surrogatepass")
     else:
         data = b"".join(token.to_bytes(4, "little") for token in request.prompt_ids or ())
-    seed = blake2b(f"{request.model}\0{request.cache_salt}".encode(), digest_size=8).digest()
+    seed = _seed(request.model, request.cache_salt)
     chain: list[bytes] = []
     for start in range(0, min(len(data), MAX_CHUNKS * CHUNK_BYTES) - CHUNK_BYTES + 1, CHUNK_BYTES):
         seed = blake2b(data[start : start + CHUNK_BYTES], digest_size=8, key=seed).digest()
         chain.append(seed)
     return tuple(chain)
+
+
+@lru_cache(maxsize=4096)
+def _seed(model: str, cache_salt: str) -> bytes:
+    """What the chains of a model and a caller begin with."""
+    return blake2b(f"{model}\0{cache_salt}".encode(), digest_size=8).digest()
 
 
 def prompt_tokens(request: GenerateRequest) -> int:

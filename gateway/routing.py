@@ -12,7 +12,7 @@ there are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import nsmallest
 from random import Random
 from types import MappingProxyType
@@ -54,8 +54,7 @@ def reported_tokens(worker: WorkerRecord) -> int:
     return worker.load.waiting_tokens + RUNNING_TOKENS * worker.load.running
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(NamedTuple):
     """What a policy knows.
 
     Attributes:
@@ -69,7 +68,7 @@ class Query:
     group: Group
     prompt_tokens: int = 1
     unreported: Callable[[WorkerRecord], int] = lambda _worker: 0
-    matched: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    matched: Mapping[str, int] = MappingProxyType({})
     reported: Callable[[WorkerRecord], int] = reported_tokens
 
     def backlog(self, worker: WorkerRecord) -> float:
@@ -179,8 +178,7 @@ POLICIES: Final[Mapping[str, Policy]] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(NamedTuple):
     """One request that this gateway has on a worker."""
 
     instance_id: str

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from time import perf_counter
 from types import MappingProxyType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel
@@ -53,8 +53,7 @@ class Gateway:
     find_route: Callable[[str], Awaitable[str | None]]
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """What a request brings beside its body.
 
     Attributes:

@@ -100,6 +100,11 @@ class SamplingParams(_Wire):
         return max(self.n, self.best_of or 0)
 
 
+_DEFAULT_SAMPLING: Final = SamplingParams()
+"""Made once: pydantic asks for a field's default each time that a message without its defaults is
+written."""
+
+
 class Structure(_Wire):
     """What the text of an answer must be.
 
@@ -191,7 +196,7 @@ class GenerateRequest(_Wire):
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     conv_stops: bool = False
-    sampling: SamplingParams = Field(default_factory=SamplingParams)
+    sampling: SamplingParams = Field(default_factory=lambda: _DEFAULT_SAMPLING)
     tools: list[dict[str, Any]] | None = None
     structure: Structure | None = None
     parse: bool = False
