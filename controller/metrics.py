@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import cache
 
 from prometheus_client import CollectorRegistry
 from prometheus_client import Counter as CounterSeries
@@ -19,7 +20,7 @@ class ControllerMetrics:
 
     Attributes:
         collected: what `/metrics` shows.
-        records: worker records and FastChat registrations, by outcome.
+        records: gives the counter of worker records and FastChat registrations by (wire, outcome).
         expirations: workers whose lease ran out.
         dispatches: answers of `/get_worker_address` and relays, by whether a worker was found.
         relays: relayed streams, by how they ended.
@@ -27,12 +28,13 @@ class ControllerMetrics:
 
     def __init__(self, registry: Registry, feed: FleetFeed, gateways: Callable[[], int]) -> None:
         self.collected = CollectorRegistry()
-        self.records = CounterSeries(
+        records = CounterSeries(
             "trireme_controller_records",
             "Worker records received, by outcome.",
             ["wire", "outcome"],
             registry=self.collected,
         )
+        self.records = cache(records.labels)
         self.expirations = CounterSeries(
             "trireme_controller_expirations",
             "Workers dropped because their lease ran out.",

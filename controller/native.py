@@ -6,6 +6,7 @@ GET /fleet/workers   what `GET /fleet` says of each worker, with its ages in sec
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query, Request, Response
@@ -59,7 +60,7 @@ def native_router(fleet: Fleet) -> APIRouter:
             )
         verdict = fleet.put(record, peer_of(request))
         drains = verdict.accepted and record.state == "draining"
-        answer = HeartbeatAnswer(
+        answer = _answer(
             accepted=verdict.accepted,
             stale=verdict.outcome == "stale",
             incarnation=verdict.incarnation,
@@ -68,7 +69,7 @@ def native_router(fleet: Fleet) -> APIRouter:
             successors=fleet.registry.successors(record.instance_id) if drains else 0,
         )
         status = 409 if verdict.outcome == "conflict" else 200
-        return Response(answer.model_dump_json(), status, media_type="application/json")
+        return Response(answer, status, media_type="application/json")
 
     @router.delete("/fleet/workers/{instance_id}", status_code=204)
     async def delete_worker(instance_id: InstanceId) -> Response:
@@ -108,6 +109,12 @@ def native_router(fleet: Fleet) -> APIRouter:
         return JSONResponse({"complete": fleet.registry.complete, "workers": listed})
 
     return router
+
+
+@lru_cache(maxsize=1024)
+def _answer(**fields: bool | int) -> bytes:
+    """A `HeartbeatAnswer` as JSON; nearly all heartbeats get the same."""
+    return HeartbeatAnswer.model_validate(fields).model_dump_json().encode()
 
 
 def peer_of(request: Request) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final, Literal, TypeAlias
 
 from protocol.errors import TriremeError
@@ -23,9 +24,10 @@ from protocol.fleet import FleetSnapshot, WorkerRecord
 
 Outcome: TypeAlias = Literal["joined", "changed", "renewed", "stale", "conflict"]
 TOMBSTONE_TTLS: Final = 2
-_FIELDS: Final = tuple(name for name in WorkerRecord.model_fields if name != "seq")
-_LOAD_FIELDS: Final = frozenset("load engine_step busy speed queue_length serving".split())
+_LOAD_FIELDS: Final = "engine_step queue_length busy speed load serving".split()
 """Fields that change with the work a worker has: gateways learn of them a little later."""
+_load_of: Final = attrgetter(*_LOAD_FIELDS)
+_shape_of: Final = attrgetter(*(WorkerRecord.model_fields.keys() - {"seq", *_LOAD_FIELDS}))
 SILENT_SHARE: Final = 0.5
 """A worker counts as silent when less than this share of its lease is left."""
 
@@ -347,14 +349,13 @@ class Registry:
         if before is None:
             self._changed()
             return "joined"
-        changed = {name for name in _FIELDS if getattr(before, name) != getattr(after, name)}
-        if not changed:
-            return "renewed"
-        if changed <= _LOAD_FIELDS:
-            self.version += 1
-        else:
+        if _shape_of(before) != _shape_of(after):
             self._changed()
-        return "changed"
+            return "changed"
+        if _load_of(before) != _load_of(after):
+            self.version += 1
+            return "changed"
+        return "renewed"
 
     def _changed(self) -> None:
         self.version += 1

@@ -11,12 +11,12 @@ from typing import Any, Final, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
-from starlette.requests import ClientDisconnect
 
 from gateway.edge import header
 from gateway.errors import named_field
 from protocol.errors import TAXONOMY, TriremeError, quoted
 from protocol.openai_fields import UNION_TAG
+from trireme.service.streaming import whole_body
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -63,18 +63,10 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     declared = header(request.scope, b"content-length") or ""
     if declared.isdecimal() and int(declared[:20]) > max_bytes:
         raise _too_large(max_bytes)
-    pieces: list[bytes] = []
-    num_bytes, more = 0, True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        pieces.append(message.get("body", b""))
-        num_bytes += len(pieces[-1])
-        if num_bytes > max_bytes:
-            raise _too_large(max_bytes)
-        more = message.get("more_body", False)
-    return b"".join(pieces)
+    body = await whole_body(request.receive, max_bytes)
+    if body is None:
+        raise _too_large(max_bytes)
+    return body
 
 
 def _too_large(max_bytes: int) -> TriremeError:

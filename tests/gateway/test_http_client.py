@@ -380,6 +380,6 @@ async def test_what_nobody_reads_fills_no_memory() -> None:
 
 
 def test_origins_have_default_ports_and_brackets() -> None:
-    assert Origin.of("http://h") == (False, "h", 80)
-    assert Origin.of("https://h") == (True, "h", 443)
+    assert Origin.of("http://h") == (False, "h", 80, "h:80")
+    assert Origin.of("https://h") == (True, "h", 443, "h:443")
     assert Origin.of("http://[::1]:8000").header == "[::1]:8000"

@@ -22,6 +22,7 @@ from trireme.service.auth import TokenSet, bearer
 from trireme.service.catch_all import CatchAll
 from trireme.service.health import HEALTH_PATHS
 from trireme.service.openapi import Described
+from trireme.service.streaming import whole_body
 
 log = logging.getLogger(__name__)
 
@@ -103,14 +104,11 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     Raises:
         TriremeError: `request_too_large` as soon as it exceeds `max_bytes`.
     """
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise TriremeError(
-                "request_too_large", f"The request body exceeds the limit of {max_bytes} bytes."
-            )
-    return bytes(body)
+    body = await whole_body(request.receive, max_bytes)
+    if body is None:
+        message = f"The request body exceeds the limit of {max_bytes} bytes."
+        raise TriremeError("request_too_large", message)
+    return body
 
 
 async def parse_body(
