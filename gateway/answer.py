@@ -70,7 +70,7 @@ async def respond(
     state = request.scope["state"]
     answer = Answer(batches, renderer, gateway.metrics, meter, model, arrival.arrived_s, state)
     try:
-        async with Leash(request.receive):
+        async with Leash(request.scope):
             if stream:
                 await answer.open(min(len(requests), AT_ONCE))
             body = b"" if stream else await answer.whole()

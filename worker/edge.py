@@ -45,7 +45,7 @@ async def while_connected(request: Request, work: Awaitable[_Item]) -> _Item:
         TriremeError: `invalid_request` when the client has left: nobody reads it.
     """
     try:
-        async with Leash(request.receive):
+        async with Leash(request.scope):
             return await work
     except ClientDisconnect as error:
         raise TriremeError("invalid_request", "The client has left.") from error

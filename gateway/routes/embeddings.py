@@ -45,7 +45,7 @@ async def _embed(request: Request, asked: EmbeddingsRequest) -> Response:
     gateway = gateway_of(request)
     tokens = sum(1 + len(one) // 4 if isinstance(one, str) else len(one) for one in asked.input)
     with metered(gateway, arrival, asked.model, tokens) as usage:
-        async with Leash(request.receive):
+        async with Leash(request.scope):
             found = await gateway.dispatcher.embed(wanted, arrival.deadline_s, arrival.trail)
         usage.tokens = found.prompt_tokens
     vectors = found.embeddings_b64

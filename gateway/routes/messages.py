@@ -70,7 +70,7 @@ async def _count(request: Request) -> Response:
     admit(request, asked.model)
     gateway = gateway_of(request)
     with metered(gateway, arrival, asked.model, is_counted=False):
-        async with Leash(request.receive):
+        async with Leash(request.scope):
             wanted = tokenize_request(asked)
             tokens, _ = await gateway.dispatcher.count(wanted, arrival.deadline_s, arrival.trail)
     found = TokenCount(input_tokens=tokens)

@@ -90,7 +90,7 @@ async def _scores(
     gateway = gateway_of(request)
     try:
         with metered(gateway, arrival, model, tokens) as usage:
-            async with Leash(request.receive):
+            async with Leash(request.scope):
                 found = await gateway.dispatcher.ask(
                     wanted,
                     ScoreResponse,

@@ -56,6 +56,6 @@ async def token_check(request: Request) -> Response:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     with metered(gateway, arrival, asked.prompts[0].model, is_counted=False):
-        async with Leash(request.receive):
+        async with Leash(request.scope):
             found = TokenCheckResponse(prompts=await check_all())
     return Response(found.to_json(), media_type="application/json")

@@ -66,5 +66,5 @@ async def _ask(
     gateway, arrival = gateway_of(request), arrival_of(request)
     admit(request, wanted.model)
     with metered(gateway, arrival, wanted.model, is_counted=False):
-        async with Leash(request.receive):
+        async with Leash(request.scope):
             return await gateway.dispatcher.ask(wanted, answer, arrival.deadline_s, arrival.trail)

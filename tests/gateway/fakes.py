@@ -34,6 +34,7 @@ from protocol.generation import (
     TokenLogprob,
     encode_event,
 )
+from trireme.service.http_head import BoundedHttp
 
 MODEL = "demo"
 WORDS = ("Hello", " there", ", how", " are", " you", "?")
@@ -301,7 +302,12 @@ async def serving_gateway(app: FastAPI) -> AsyncIterator[str]:
     listener.listen(128)
     listener.setblocking(False)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=2
+        app,
+        http=BoundedHttp,
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        timeout_graceful_shutdown=2,
     )
     server = _QuietServer(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))

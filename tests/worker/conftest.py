@@ -17,6 +17,7 @@ from blockbuster import blockbuster_ctx
 from fastapi import FastAPI
 
 from protocol.generation import Event, decode_event
+from trireme.service.http_head import BoundedHttp
 from trireme.service.server import ExitRequest
 from worker.app import create_app
 from worker.config import Settings
@@ -33,7 +34,7 @@ async def until(condition: Callable[[], object], timeout_s: float = 5.0) -> None
 @asynccontextmanager
 async def served(app: FastAPI, listener: socket.socket) -> AsyncIterator[None]:
     """Serve `app` on `listener` until the block ends."""
-    config = uvicorn.Config(app, log_config=None, lifespan="on", ws="none")
+    config = uvicorn.Config(app, http=BoundedHttp, log_config=None, lifespan="on", ws="none")
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     task = asyncio.create_task(server._serve(sockets=[listener]))

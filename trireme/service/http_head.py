@@ -12,6 +12,7 @@ from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from trireme.service.hang_up import HangUp
 from trireme.service.joined_writes import JoinedWrites
 
 MAX_HEAD_BYTES: Final = 256 * 1024
@@ -37,12 +38,14 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         joined = JoinedWrites(transport, self.loop)
+        self._hang_up = HangUp()
         super().connection_made(joined)  # type: ignore[arg-type]  # it has what a transport has
         self._watch(HEAD_TIMEOUT_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
         super().connection_lost(exc)
+        self._hang_up.tell()
 
     def data_received(self, data: bytes) -> None:
         self._pending_bytes += len(data)
@@ -60,6 +63,7 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._in_head = True
         super().on_message_begin()
+        self._hang_up.put_into(self.scope["state"])
 
     def on_headers_complete(self) -> None:
         self._pending_bytes, self._in_head = 0, False

@@ -1,7 +1,7 @@
 """Answers and the clients who may leave before their end, for every tier's edge.
 
-Under an ASGI server a send to a client that is gone succeeds silently, so `receive` is watched.
-A stream runs in its request's own task: one watching task and one timer stand beside it.
+Under an ASGI server a send to a client that is gone succeeds silently, so the server tells of it
+(`trireme/service/hang_up.py`). A stream runs in its request's own task; one timer stands beside it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-UNWATCHED_S: Final = 0.02
+from trireme.service.hang_up import HangUp
 
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -43,26 +43,22 @@ async def whole_body(receive: Receive, max_bytes: int) -> bytes | None:
 
 
 class Leash:
-    """`async with Leash(receive):` the block is cancelled when the client goes away.
-
-    The request's body must have been read before. A block that is over within `UNWATCHED_S` never
-    looks: most short requests save the watching task, and it matters to nobody.
+    """`async with Leash(scope):` the block is cancelled when the client goes away.
 
     Raises:
-        ClientDisconnect: at the block's end, when the client went away or `pull` was called.
+        ClientDisconnect: at the block's end, when the client went away, also before the block, or
+            `pull` was called.
     """
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self._pulled = self._over = False
+    def __init__(self, scope: Scope) -> None:
+        self._hang_up = HangUp.of(scope)
+        self._pulled = False
         self._task: asyncio.Task[object] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._watch: asyncio.Task[None] | None = None
         self._cancelling = 0
 
     def pull(self) -> None:
         """End the block as if the client had gone."""
-        if not self._over and not self._pulled and self._task is not None:
+        if not self._pulled and self._task is not None:
             self._pulled = True
             self._task.cancel()
 
@@ -70,7 +66,9 @@ class Leash:
         self._task = asyncio.current_task()
         assert self._task is not None
         self._cancelling = self._task.cancelling()
-        self._timer = asyncio.get_running_loop().call_later(UNWATCHED_S, self._look)
+        if self._hang_up.done:
+            asyncio.get_running_loop().call_soon(self.pull)  # once the block waits
+        self._hang_up.calls.add(self.pull)
         return self
 
     async def __aexit__(
@@ -79,25 +77,12 @@ class Leash:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._timer is not None
-        assert self._task is not None
-        self._over = True
-        self._timer.cancel()
-        if self._watch is not None:
-            self._watch.cancel()
-        if self._pulled:
-            ours_alone = self._task.uncancel() <= self._cancelling
+        self._hang_up.calls.discard(self.pull)
+        task, self._task = self._task, None
+        if self._pulled and task is not None:
+            ours_alone = task.uncancel() <= self._cancelling
             if ours_alone and kind is asyncio.CancelledError:
                 raise ClientDisconnect from error
-
-    def _look(self) -> None:
-        self._watch = asyncio.create_task(_gone(self._receive))
-        self._watch.add_done_callback(lambda _watch: self.pull())
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 class Patience:
@@ -148,7 +133,7 @@ class ByteStream(Response):
             start = {"status": self.status_code, "headers": self.raw_headers}
             await send({"type": "http.response.start", **start})
             async with (
-                Leash(receive) as leash,
+                Leash(scope) as leash,
                 _Vigil(send, self._patience, leash, self._stuck) as to,
             ):
                 async for piece in self._pieces:
