@@ -111,16 +111,7 @@ class Progress:
         """Those of a worker's events that are to be passed on."""
         passed: list[Event] = []
         for event in events:
-            if isinstance(event, Started):
-                # until something was told, it is the last one's word that counts
-                if not self.delivered:
-                    self._started = event
-                    passed.append(event)
-            elif isinstance(event, Prompt):
-                if (rest := self._untold(event)) is not None:
-                    self.delivered = True
-                    passed.append(rest)
-            elif isinstance(event, Delta):
+            if isinstance(event, Delta):
                 known = self._ids.setdefault(event.index, [])
                 if event.pos != len(known):
                     self.fault = TriremeError("worker_lost", "The worker's answer has a gap.")
@@ -133,6 +124,15 @@ class Progress:
                     self._ended.add(event.index)
                     self.was_cut = self.was_cut or event.finish_reason == "length"
                 passed.append(event)
+            elif isinstance(event, Started):
+                # until something was told, it is the last one's word that counts
+                if not self.delivered:
+                    self._started = event
+                    passed.append(event)
+            elif isinstance(event, Prompt):
+                if (rest := self._untold(event)) is not None:
+                    self.delivered = True
+                    passed.append(rest)
             elif isinstance(event, Failed):
                 self.fault = event.error()
                 break

@@ -138,6 +138,12 @@ class Renderer(ABC):
         """The server-sent events of an event; some have none."""
         opened = prompt in self._started
         self._note(prompt, event)
+        if isinstance(event, Delta):
+            index = prompt * self._head.n + event.index
+            if event.is_plain:
+                return [self._text_frame(index, event.text)] if event.text else []
+            logprobs = self._logprobs(index, event) if event.logprobs else None
+            return [self._frame(piece) for piece in self._pieces(index, event, logprobs)]
         if isinstance(event, Started):
             return (
                 []
@@ -154,13 +160,7 @@ class Renderer(ABC):
                 for index in self._indexes(prompt)
                 for text, logprobs in self._echo_pieces(index, event)
             ]
-        if not isinstance(event, Delta):
-            return []
-        index = prompt * self._head.n + event.index
-        if event.is_plain:
-            return [self._text_frame(index, event.text)] if event.text else []
-        logprobs = self._logprobs(index, event) if event.logprobs else None
-        return [self._frame(piece) for piece in self._pieces(index, event, logprobs)]
+        return []
 
     def last_chunk(self) -> bytes | None:
         """The frame with the usage, when it was asked for."""
@@ -201,13 +201,13 @@ class Renderer(ABC):
         }
 
     def _note(self, prompt: int, event: Event) -> None:
-        if isinstance(event, Started):
+        if isinstance(event, Delta):
+            self._generated += len(event.ids)
+        elif isinstance(event, Started):
             self._started[prompt] = event.prompt_tokens
             if event.digest:
                 self._fingerprint = "fp_" + event.digest[:12]
                 self._around.clear()
-        elif isinstance(event, Delta):
-            self._generated += len(event.ids)
         elif isinstance(event, Done):
             self._done[prompt] = event
 
