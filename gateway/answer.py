@@ -13,13 +13,13 @@ from gateway.connection import event_stream
 from gateway.dispatch import Batch
 from gateway.merge import merged
 from gateway.metering import Meter, may_need
-from gateway.metrics import GatewayMetrics, TokenTimes
+from gateway.metrics import GatewayMetrics
 from gateway.progress import Progress
 from gateway.state import Arrival, gateway_of
 from protocol.errors import TriremeError
-from protocol.generation import Delta, Done, Event, GenerateRequest, Started
+from protocol.generation import Delta, Event, GenerateRequest, Started
 from trireme.service.catch_all import fault
-from trireme.service.streaming import LastPiece, Leash
+from trireme.service.streaming import Leash
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +68,7 @@ async def respond(
     generate = gateway.dispatcher.generate
     batches = merged([generate(one, arrival.trail) for one in prompts], AT_ONCE)
     state = request.scope["state"]
-    times = gateway.metrics.tokens(model, arrival.arrived_s)
-    answer = Answer(batches, len(prompts), renderer, gateway.metrics, meter, model, times, state)
+    answer = Answer(batches, renderer, gateway.metrics, meter, model, arrival.arrived_s, state)
     try:
         async with Leash(request.scope):
             if stream:
@@ -93,29 +92,26 @@ class Answer:
     """Events on their way to a client. Whoever makes one awaits `close`, once.
 
     Args:
-        prompts: how many there are; each ends with a `Done`.
         state: gets the `error_code` of a stream that breaks.
     """
 
     def __init__(
         self,
         batches: AsyncGenerator[Batch, None],
-        prompts: int,
         renderer: AnswerRenderer,
         metrics: GatewayMetrics,
         meter: Meter,
         model: str,
-        times: TokenTimes,
+        arrived_s: float,
         state: MutableMapping[str, Any],
     ) -> None:
-        self._running = prompts
         self._state = state
         self._batches = batches
         self._renderer = renderer
         self._metrics = metrics
         self._meter = meter
         self._model = model
-        self._times = times
+        self._times = metrics.tokens(model, arrived_s)
         self._opening: list[Batch] = []
         metrics.running += 1
 
@@ -148,10 +144,13 @@ class Answer:
                 if piece := self._piece(number, events):
                     yield piece
         except TriremeError as error:
-            yield LastPiece(self._broken(error))
+            yield self._broken(error)
+            return
         except Exception:
             log.exception("stream failed")
-            yield LastPiece(self._broken(fault("gateway")))
+            yield self._broken(fault("gateway"))
+            return
+        yield self._renderer.end()
 
     async def close(self, error: BaseException | None = None) -> None:
         """Stop the workers if they are not done, and release what the request holds.
@@ -175,12 +174,7 @@ class Answer:
 
     def _piece(self, number: int, events: list[Event]) -> bytes:
         self._observe(events)
-        frames = [f for event in events for f in self._renderer.chunks(number, event)]
-        if isinstance(events[-1], Done):
-            self._running -= 1
-            if not self._running:
-                return LastPiece(b"".join((*frames, self._renderer.end())))
-        return b"".join(frames)
+        return b"".join([f for event in events for f in self._renderer.chunks(number, event)])
 
     def _observe(self, events: list[Event]) -> None:
         deltas = sum([isinstance(event, Delta) for event in events])

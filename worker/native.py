@@ -24,7 +24,6 @@ from protocol.framing import NATIVE_PING, NATIVE_PING_S
 from protocol.generation import (
     DetokenizeRequest,
     DetokenizeResponse,
-    Done,
     EmbedRequest,
     EmbedResponse,
     Event,
@@ -39,7 +38,6 @@ from protocol.generation import (
 from trireme.service.control import parse_body
 from trireme.service.logs import request_id
 from trireme.service.openapi import body_of, bytes_of
-from trireme.service.streaming import LastPiece
 from worker.edge import MAX_BODY_BYTES, streamed, while_connected
 from worker.embed_service import EmbedService
 from worker.service import Service
@@ -147,5 +145,4 @@ async def _lines(
     async with aclosing(others):
         yield b"".join(map(encode_event, first))
         async for events in others:
-            piece = b"".join(map(encode_event, events))
-            yield LastPiece(piece) if isinstance(events[-1], Done | Failed) else piece
+            yield b"".join(map(encode_event, events))

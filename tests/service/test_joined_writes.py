@@ -1,16 +1,13 @@
-"""An answer's head leaves with what follows it, everything else at once, in order, and whole."""
+"""What a server writes in one turn of the event loop leaves at once, in order, and whole."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
 
-from trireme.service.joined_writes import JoinedWrites
-
-HEAD = b"HTTP/1.1 200 OK\r\n\r\n"
+from trireme.service.joined_writes import MOST_HELD_BYTES, JoinedWrites
 
 
 class Kept:
@@ -23,9 +20,6 @@ class Kept:
     def write(self, data: bytes) -> None:
         assert not self.closed
         self.sent.append(data)
-
-    def writelines(self, pieces: Iterable[bytes]) -> None:
-        self.write(b"".join(pieces))
 
     def close(self) -> None:
         self.closed = True
@@ -46,42 +40,37 @@ async def pair() -> tuple[Any, Kept]:
     return JoinedWrites(kept, asyncio.get_running_loop()), kept  # type: ignore[arg-type]
 
 
-async def test_a_head_leaves_with_what_follows_it(pair: tuple[Any, Kept]) -> None:
+async def test_writes_of_one_turn_are_one(pair: tuple[Any, Kept]) -> None:
     joined, kept = pair
-    joined.write(HEAD)
-    assert (kept.sent, joined.get_write_buffer_size()) == ([], len(HEAD))
+    joined.write(b"head ")
     joined.write(b"body")
-    assert (kept.sent, joined.get_write_buffer_size()) == ([HEAD + b"body"], 0)
+    assert (kept.sent, joined.get_write_buffer_size()) == ([], 9)
     await asyncio.sleep(0)
-    assert kept.sent == [HEAD + b"body"], "and is not sent again"
-
-
-async def test_a_head_waits_for_one_turn_only(pair: tuple[Any, Kept]) -> None:
-    joined, kept = pair
-    joined.write(HEAD)
+    assert (kept.sent, joined.get_write_buffer_size()) == ([b"head body"], 0)
+    joined.write(b"next")
     await asyncio.sleep(0)
-    assert (kept.sent, joined.get_write_buffer_size()) == ([HEAD], 0)
-    joined.write(b"body")
-    assert kept.sent == [HEAD, b"body"]
+    assert kept.sent == [b"head body", b"next"]
 
 
-async def test_what_is_no_head_does_not_wait(pair: tuple[Any, Kept]) -> None:
+async def test_what_is_large_does_not_wait(pair: tuple[Any, Kept]) -> None:
     joined, kept = pair
-    joined.write(b"a token")
-    joined.write(b"the next")
-    assert kept.sent == [b"a token", b"the next"]
+    large = bytes(MOST_HELD_BYTES)
+    joined.write(b"head ")
+    joined.write(large)
+    assert kept.sent == [b"head " + large]
+    joined.write(b"tail")
+    await asyncio.sleep(0)
+    assert kept.sent[1:] == [b"tail"], "and is not sent again"
 
 
 async def test_a_close_sends_what_is_held_first(pair: tuple[Any, Kept]) -> None:
     joined, kept = pair
-    joined.write(HEAD)
+    joined.write(b"all")
     joined.close()
-    assert (kept.sent, kept.closed) == ([HEAD], True)
-    joined.write(b"too late")
-    joined.write(HEAD)
+    assert (kept.sent, kept.closed) == ([b"all"], True)
     joined.write(b"too late")
     await asyncio.sleep(0)
-    assert kept.sent == [HEAD]
+    assert kept.sent == [b"all"]
 
 
 async def test_everything_else_is_the_transport_s_own(pair: tuple[Any, Kept]) -> None:

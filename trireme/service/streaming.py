@@ -102,15 +102,11 @@ class Patience:
         self.stuck_s, self.ping, self.ping_s, self.tick_s = stuck_s, ping, ping_s, tick_s
 
 
-class LastPiece(bytes):
-    """A piece after which none comes: it leaves together with the end of its answer."""
-
-
 class ByteStream(Response):
     """Sends ready pieces of a body; stops and closes their source when the client goes.
 
     Args:
-        pieces: only this response iterates and closes it. It may say which is the last.
+        pieces: only this response iterates and closes it.
         close: awaited at the end, however it comes.
         stuck: called when the client is given up because it reads nothing.
     """
@@ -133,7 +129,6 @@ class ByteStream(Response):
         self._stuck = stuck
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        ended = False
         try:
             start = {"status": self.status_code, "headers": self.raw_headers}
             await send({"type": "http.response.start", **start})
@@ -142,10 +137,8 @@ class ByteStream(Response):
                 _Vigil(send, self._patience, leash, self._stuck) as to,
             ):
                 async for piece in self._pieces:
-                    ended = isinstance(piece, LastPiece)
-                    await to.send(piece, more=not ended)
-            if not ended:
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    await to.send(piece)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
         except ClientDisconnect:
             pass  # nobody is left to be told
         finally:
@@ -181,11 +174,11 @@ class _Vigil:
             self._ping.cancel()
             await asyncio.gather(self._ping, return_exceptions=True)
 
-    async def send(self, body: bytes, *, more: bool = True) -> None:
+    async def send(self, body: bytes) -> None:
         """Returns when the connection takes more."""
         self._sending, self._sent_s = True, self._loop.time()
         try:
-            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
         finally:
             self._sending = False
 
