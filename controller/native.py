@@ -60,7 +60,8 @@ def native_router(fleet: Fleet) -> APIRouter:
             )
         verdict = fleet.put(record, peer_of(request))
         drains = verdict.accepted and record.state == "draining"
-        answer = _answer(
+        return _answer(
+            409 if verdict.outcome == "conflict" else 200,
             accepted=verdict.accepted,
             stale=verdict.outcome == "stale",
             incarnation=verdict.incarnation,
@@ -68,8 +69,6 @@ def native_router(fleet: Fleet) -> APIRouter:
             acknowledged=drains and fleet.acknowledged(record.instance_id),
             successors=fleet.registry.successors(record.instance_id) if drains else 0,
         )
-        status = 409 if verdict.outcome == "conflict" else 200
-        return Response(answer, status, media_type="application/json")
 
     @router.delete("/fleet/workers/{instance_id}", status_code=204)
     async def delete_worker(instance_id: InstanceId) -> Response:
@@ -112,9 +111,10 @@ def native_router(fleet: Fleet) -> APIRouter:
 
 
 @lru_cache(maxsize=1024)
-def _answer(**fields: bool | int) -> bytes:
-    """A `HeartbeatAnswer` as JSON; nearly all heartbeats get the same."""
-    return HeartbeatAnswer.model_validate(fields).model_dump_json().encode()
+def _answer(status: int, **fields: bool | int) -> Response:
+    """A `HeartbeatAnswer`; nearly all heartbeats get the same."""
+    told = HeartbeatAnswer.model_validate(fields).model_dump_json()
+    return Response(told, status, media_type="application/json")
 
 
 def peer_of(request: Request) -> str:
