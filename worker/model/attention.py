@@ -126,10 +126,10 @@ class PagedAttention:
 
     Args:
         backend: computes.
-        beat: see there.
+        beat: as the attribute.
 
     Attributes:
-        beat: called once a layer, here, or by what computes a layer without passing here.
+        beat: called once a layer of every forward, here or by what computes layers without this.
         layers: the shape of each layer's keys and values, as seen in the forwards so far.
     """
 

@@ -74,7 +74,7 @@ class LayerOps:
     """What fused layers compute with.
 
     Attributes:
-        kernels: those that compute whole layers, where there are such.
+        kernels: of the model's dtype, which may compute whole layers; None without any.
     """
 
     rows: RowOps
@@ -255,9 +255,12 @@ def _can_fuse(layer: Any, products: Products) -> bool:
     own, mlp = layer.self_attn, layer.mlp
     linears = [own.q_proj, own.k_proj, own.v_proj, own.o_proj]
     linears += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    norms += [norm for name in ("q_norm", "k_norm") if (norm := getattr(own, name, None))]
     rope = getattr(own.config, "rope_parameters", None) or {}
     return (
         all(is_packable(linear, products) for linear in linears)
+        and {norm.weight.dtype for norm in norms} == {own.q_proj.weight.dtype}
         and own.config.hidden_act == "silu"
         and rope.get("partial_rotary_factor", 1.0) == 1.0
         and (own.q_proj.bias is None) == (own.k_proj.bias is None) == (own.v_proj.bias is None)

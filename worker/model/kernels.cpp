@@ -63,7 +63,7 @@ inline void fetch(const T *block, int64_t num) {
     for (int64_t i = 0; i < num; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(block + i);
 }
 
-constexpr float NOTHING = -1e30f;  // a score whose share is 0; -ffast-math knows no infinity
+constexpr float UNSEEN = -1e30f;  // a score whose share is 0; -ffast-math knows no infinity
 
 constexpr int64_t AT_ONCE = 4;  // blocks whose values are made float32 together
 
@@ -116,8 +116,8 @@ struct Attending : Attention<T> {
             if (softcap != 0)
                 for (int64_t t = 0; t < length; t++)
                     row[t] = softcap * std::tanh(row[t] / softcap);
-            for (int64_t t = 0; t < begin(until) - from * size; t++) row[t] = NOTHING;
-            for (int64_t t = until - from * size; t < length; t++) row[t] = NOTHING;
+            for (int64_t t = 0; t < begin(until) - from * size; t++) row[t] = UNSEEN;
+            for (int64_t t = until - from * size; t < length; t++) row[t] = UNSEEN;
             softmax(row, length);
         }
         for (int64_t i = 0; i < queries * value_dim; i++) mine[i] = 0;
@@ -214,7 +214,7 @@ struct Attending : Attention<T> {
     }
 
     static void softmax(float *scores, int64_t length) {
-        float most = NOTHING, sum = 0;
+        float most = UNSEEN, sum = 0;
         for (int64_t t = 0; t < length; t++) most = scores[t] > most ? scores[t] : most;
         // below -87 the vector function calls the scalar one, for a result that is almost nothing
         for (int64_t t = 0; t < length; t++) {

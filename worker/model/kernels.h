@@ -114,17 +114,17 @@ struct Attention {
 template <typename T>
 void attend_team(const Attention<T> &call);
 
-enum After : int64_t { NOTHING, ADD, GATE };
+enum class After : int64_t { NOTHING, ADD, GATE };
 
 // A product of rows with a packed weight. products.cpp.
 struct Product {
     const bfloat16 *rows;     // [num, inputs], `row_stride` apart
     const bfloat16 *weights;  // packed
     const bfloat16 *bias;     // [outputs], for GATE twice as many; or null
-    const bfloat16 *other;    // [num, outputs], `other_stride` apart; for ADD, and may be `out`
+    const bfloat16 *other;    // [num, outputs], `other_stride` apart; for ADD, may be `out`
     bfloat16 *out;            // [num, outputs], dense
     int64_t num, inputs, outputs, row_stride, other_stride;
-    int64_t after;            // one of After
+    After after;
 };
 
 void product_team(const Product &call);

@@ -63,7 +63,7 @@ class Kernels:
     """The kernels of one dtype, for tensors on the CPU whose last dimension is dense.
 
     Attributes:
-        library: they and those of other dtypes.
+        library: the compiled library, which has those of other dtypes too.
         products: matrix products, where this processor and dtype have faster ones than oneDNN's.
     """
 

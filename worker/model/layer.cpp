@@ -81,6 +81,10 @@ Attention<bfloat16> attention(const Layer &l, const Step &s) {
 
 }  // namespace
 
+extern "C" int64_t layer_size() { return sizeof(Layer); }
+
+extern "C" int64_t step_size() { return sizeof(Step); }
+
 extern "C" void layer(const Layer *layer, const Step *step) {
     const Layer &l = *layer;
     const Step &s = *step;

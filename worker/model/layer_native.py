@@ -1,7 +1,8 @@
 """Decoder layers of the Llama pattern on the CPU, one call of the engine's own kernels each, in
 bfloat16 (`layer.cpp`).
 
-It computes what `FusedLayer.compute` does, bit for bit, for steps whose tokens are all stored.
+It computes what `FusedLayer.compute` does, for steps whose tokens are all stored; bit for bit, as
+far as the compiler makes the same of the same lines in two files.
 """
 
 from __future__ import annotations
@@ -100,10 +101,7 @@ def _packed(weight: Weight | Gated) -> Packed:
 
 def _is_native(parts: LayerParts) -> bool:
     weights = (parts.qkv, parts.out, parts.gated, parts.down)
-    norms = (parts.norm, parts.mlp_norm, parts.query_norm, parts.key_norm)
-    return all(isinstance(weight, Packed) for weight in weights) and all(
-        norm is None or norm.weight.dtype == torch.bfloat16 for norm in norms
-    )
+    return all(isinstance(weight, Packed) for weight in weights)
 
 
 def _shape(parts: LayerParts) -> tuple[int, ...]:
@@ -115,7 +113,8 @@ class NativeStack:
 
     Args:
         library: one that `has_products`.
-        parts: of all layers, in bfloat16. windows: tokens that a token sees in each, None for all.
+        parts: of all layers, in bfloat16; their weights stay where they are.
+        windows: tokens that a token sees in each layer, None for all.
         attention: the model's, over a `NativeAttention`.
     """
 
@@ -126,6 +125,8 @@ class NativeStack:
         windows: Sequence[int | None],
         attention: PagedAttention,
     ) -> None:
+        assert library.layer_size() == ctypes.sizeof(_Layer)
+        assert library.step_size() == ctypes.sizeof(_Step)
         library.layer.argtypes, library.layer.restype = [c_void_p, c_void_p], None
         self._run = library.layer
         self._parts, self._windows, self._attention = list(parts), list(windows), attention
@@ -145,13 +146,15 @@ class NativeStack:
         """All layers.
 
         Args:
-            rows: [n, hidden], dense.
+            rows: [n, hidden], dense, of the n tokens of the step that was planned last.
             cos, sin: rotary tables [n, dim].
         """
         backend = self._attention.backend
         assert isinstance(backend, NativeAttention)
+        assert len(rows) == len(cos) == len(backend.slots)
         first, num = self._parts[0], len(rows)
-        out, cos, sin = rows.clone(), cos.contiguous(), sin.contiguous()
+        out = rows.clone()  # which the layers write to
+        cos, sin = cos.contiguous(), sin.contiguous()
         normed = rows.new_empty(num, rows.shape[1])
         qkv = rows.new_empty(num, (first.heads + 2 * first.kv_heads) * first.dim)
         attended = rows.new_empty(num, first.heads * first.dim)

@@ -97,27 +97,24 @@ class Packed:
         after: int,
     ) -> None:
         self._product = library.product
-        self.outputs, inputs = shape
-        self._kept = packed, bias
-        self._call = ProductCall(
-            weights=packed.data_ptr(),
-            bias=None if bias is None else bias.data_ptr(),
-            inputs=inputs,
-            outputs=self.outputs,
-            after=after,
-        )
+        self.outputs, self._inputs = shape
+        self._weight, self._bias, self._after = packed, bias, after
+        self._call = self.call()
         self._address = ctypes.addressof(self._call)
 
     def call(self, *, adds: bool = False) -> ProductCall:
-        """A call without rows, which may be used as long as this is kept.
+        """A call that lacks its rows, and may be used as long as this is kept.
 
         Args:
             adds: something is added to the product.
         """
-        call = ProductCall.from_buffer_copy(self._call)
-        if adds:
-            call.after = _ADD
-        return call
+        return ProductCall(
+            weights=self._weight.data_ptr(),
+            bias=None if self._bias is None else self._bias.data_ptr(),
+            inputs=self._inputs,
+            outputs=self.outputs,
+            after=_ADD if adds else self._after,
+        )
 
     def _run(self, rows: torch.Tensor) -> torch.Tensor:
         if rows.dtype != torch.bfloat16:

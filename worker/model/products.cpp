@@ -27,7 +27,7 @@ constexpr int64_t WIDE_ROWS = 6;     // of a tile over two, which reads less per
 constexpr int64_t BLOCK_ROWS = 96;   // rows that stay in a core's cache while panels pass
 constexpr int64_t MANY_ROWS = 48;    // from here on wide tiles are faster
 constexpr int64_t FETCH_ROWS = 18;   // up to here memory is slower than two tiles a panel
-constexpr int64_t FETCH_INPUTS = 16, LINE = 64 / sizeof(bfloat16);
+constexpr int64_t FETCH_INPUTS = 16, FETCH_LINES = PANEL * FETCH_INPUTS * sizeof(bfloat16) / 64 / 2;
 constexpr int64_t TASKS_A_THREAD = 16;
 
 inline __m512 load(const bfloat16 *from, __mmask16 mask) {
@@ -55,9 +55,9 @@ inline __m512 silu(__m512 x) {
 }
 
 // Sums of ROWS rows with PANELS neighbouring panels: sums[row][16 outputs]. If it FETCHES, half as
-// many weights as it reads are meanwhile fetched from `next` on.
+// many weights as it reads are meanwhile fetched from the address `next` on.
 template <int64_t ROWS, int64_t PANELS, bool FETCHES>
-void tile(const Product &p, int64_t row, int64_t panel, const bfloat16 *next, __m512 *sums) {
+void tile(const Product &p, int64_t row, int64_t panel, uintptr_t next, __m512 *sums) {
     constexpr int64_t BLOCKS = 2 * PANELS;
     const bfloat16 *from = p.rows + row * p.row_stride;
     const bfloat16 *weights = p.weights + panel * p.inputs * PANEL;
@@ -66,8 +66,8 @@ void tile(const Product &p, int64_t row, int64_t panel, const bfloat16 *next, __
         for (int64_t b = 0; b < BLOCKS; b++) acc[r][b] = _mm512_setzero_ps();
     for (int64_t i = 0; i < p.inputs; i += 2) {
         if (FETCHES && i % FETCH_INPUTS == 0)
-            for (int64_t end = PANEL * FETCH_INPUTS / 2; end > 0; end -= LINE, next += LINE)
-                _mm_prefetch(next, _MM_HINT_T1);
+            for (int64_t n = 0; n < FETCH_LINES; n++, next += 64)
+                _mm_prefetch((const char *)next, _MM_HINT_T1);
         __m512bh weight[BLOCKS];
         for (int64_t b = 0; b < BLOCKS; b++)
             weight[b] = (__m512bh)_mm512_loadu_si512(weights + b / 2 * p.inputs * PANEL +
@@ -86,12 +86,13 @@ void tile(const Product &p, int64_t row, int64_t panel, const bfloat16 *next, __
 }
 
 template <int64_t PANELS, int64_t MOST>
-void tile_of(int64_t rows, const Product &p, int64_t row, int64_t panel, const bfloat16 *next,
+void tile_of(int64_t rows, const Product &p, int64_t row, int64_t panel, uintptr_t next,
              __m512 *sums) {
     if constexpr (MOST > 0) {
-        if (rows == MOST && next) tile<MOST, PANELS, true>(p, row, panel, next, sums);
-        else if (rows == MOST) tile<MOST, PANELS, false>(p, row, panel, next, sums);
-        else tile_of<PANELS, MOST - 1>(rows, p, row, panel, next, sums);
+        if (rows < MOST) return tile_of<PANELS, MOST - 1>(rows, p, row, panel, next, sums);
+        if constexpr (PANELS == 1)
+            if (next) return tile<MOST, 1, true>(p, row, panel, next, sums);
+        tile<MOST, PANELS, false>(p, row, panel, 0, sums);
     }
 }
 
@@ -101,7 +102,7 @@ inline __mmask16 lanes(int64_t num) {
 
 // What comes after the sums of a panel in one row.
 inline void finish(const Product &p, int64_t row, int64_t panel, const __m512 *sums) {
-    if (p.after == GATE) {  // of each panel the first half are gates, the second what they gate
+    if (p.after == After::GATE) {  // of each panel the first half are gates, the second what they gate
         int64_t at = panel * LANES;
         __mmask16 mask = lanes(p.outputs - at);
         __m512 gate = sums[0], up = sums[1];
@@ -118,14 +119,14 @@ inline void finish(const Product &p, int64_t row, int64_t panel, const __m512 *s
         if (!mask) return;
         __m512 sum = sums[b];
         if (p.bias) sum = _mm512_add_ps(sum, load(p.bias + at, mask));
-        if (p.after == ADD)
+        if (p.after == After::ADD)
             sum = _mm512_add_ps(sum, load(p.other + row * p.other_stride + at, mask));
         store(p.out + row * p.outputs + at, sum, mask);
     }
 }
 
-// Rows `row` to `end` with `PANELS` panels from `panel` on, in tiles of nearly equal height; whether
-// the next panel follows.
+// Rows `row` to `end` with `PANELS` panels from `panel` on, in tiles of nearly equal height; of one
+// panel, whether the caller goes on with the next.
 template <int64_t PANELS, int64_t MOST>
 void strip(const Product &p, int64_t row, int64_t end, int64_t panel, bool goes_on) {
     __m512 sums[MOST * 2 * PANELS];
@@ -133,9 +134,9 @@ void strip(const Product &p, int64_t row, int64_t end, int64_t panel, bool goes_
     for (int64_t part = 0; part < parts; part++) {
         int64_t first = row + num * part / parts, height = row + num * (part + 1) / parts - first;
         // the second tile has its weights from the cache and leaves the memory idle
-        const bfloat16 *next = nullptr;
+        uintptr_t next = 0;
         if (goes_on && parts == 2 && num <= FETCH_ROWS)
-            next = p.weights + (2 * panel + 2 + part) * p.inputs * PANEL / 2;
+            next = uintptr_t(p.weights) + (2 * panel + 2 + part) * p.inputs * PANEL / 2 * sizeof(bfloat16);
         tile_of<PANELS, MOST>(height, p, first, panel, next, sums);
         for (int64_t r = 0; r < height; r++)
             for (int64_t n = 0; n < PANELS; n++)
@@ -174,7 +175,7 @@ extern "C" void pack_weight(const bfloat16 *weight, const bfloat16 *up, int64_t 
 
 void product_team(const Product &call) {
     const Product p = call;
-    const int64_t panels = panels_of(p.outputs, p.after == GATE);
+    const int64_t panels = panels_of(p.outputs, p.after == After::GATE);
     const int64_t blocks = (p.num + BLOCK_ROWS - 1) / BLOCK_ROWS;
     const int64_t at_once = p.num >= MANY_ROWS ? 2 : 1;
     int64_t threads = 1;

@@ -26,10 +26,13 @@ SIZES = {
     "max_position_embeddings": 256,
 }
 CONFIGS = {
-    "llama": LlamaConfig(**SIZES, attention_bias=True),
+    "llama": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
     "qwen2, biases": Qwen2Config(**SIZES),
     "qwen3, norms of heads": Qwen3Config(**SIZES, head_dim=64),
     "mistral, a window": MistralConfig(**SIZES, head_dim=64, sliding_window=11),
+    "qwen2, a window in some layers": Qwen2Config(
+        **SIZES, use_sliding_window=True, sliding_window=3, max_window_layers=1
+    ),
 }
 
 
@@ -75,21 +78,25 @@ class Model:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_layers_in_one_call_are_equal_to_their_parts(name: str, kernels: KernelSet) -> None:
-    """Prefills of several lengths, their chunks beside decode rows, then decode rows alone."""
+    """Prefills of several lengths, chunks beside decode rows, decode rows alone; all of it once
+    more in another pool."""
     whole, parts = (Model(CONFIGS[name], kernels, whole=one) for one in (True, False))
-    tables = [[7, 3, 11], [4, 30, 12, 5, 9], [1], [2, 8]]
-    lengths = [5, 61, 1, 17]
+    tables = [[7, 3, 11], [4, 30, 12, 5, 9], [1], [2, 8], [10, 13]]
+    lengths = [5, 61, 1, 17, 19]
     steps = [
         [Span(0, n, table) for n, table in zip(lengths, tables, strict=True)],
         [Span(5, 1, tables[0]), Span(61, 9, tables[1]), Span(1, 1, tables[2])],
         [Span(6, 1, tables[0]), Span(70, 1, tables[1]), Span(17, 1, tables[3])],
     ]
     torch.manual_seed(1)
-    for spans in steps:
-        ids = torch.randint(97, (sum(span.length for span in spans),)).tolist()
-        found, expected = whole.hidden(ids, spans), parts.hidden(ids, spans)
-        assert found.isfinite().all()
-        assert torch.equal(found, expected)
+    for _pool in range(2):
+        for spans in steps:
+            ids = torch.randint(97, (sum(span.length for span in spans),)).tolist()
+            found, expected = whole.hidden(ids, spans), parts.hidden(ids, spans)
+            assert found.isfinite().all()
+            assert torch.equal(found, expected)
+        for model in (whole, parts):
+            model.runner.allocate(48)
     assert whole.beats == parts.beats
 
 

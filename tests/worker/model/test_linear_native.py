@@ -67,6 +67,19 @@ def test_products_are_those_of_linear_layers(
     close(products.gated(gate.bfloat16(), up.bfloat16()).compute(dense), gated)
 
 
+# so many outputs that a task has several panels, the next of which two tiles fetch
+@pytest.mark.parametrize("rows", [12, 13, 16, 18, 19])
+@pytest.mark.parametrize("inputs", [34, 128])
+@torch.inference_mode()
+def test_panels_that_are_fetched_ahead(native: NativeProducts, inputs: int, rows: int) -> None:
+    wide = layer(inputs, 32 * 32 * torch.get_num_threads() * 2 + 5, bias=True)
+    x = torch.randn(rows, inputs).to(torch.bfloat16)
+    close(
+        native.weight([wide]).linear(x),
+        F.linear(x.float(), *map(torch.Tensor.float, wide.parameters())),
+    )
+
+
 @torch.inference_mode()
 def test_a_row_is_the_same_however_many_stand_beside_it(native: NativeProducts) -> None:
     weight = native.weight([layer(128, 160, bias=True)])
