@@ -1,4 +1,5 @@
-// What torch has no fused operation for on a CPU, in float32 and bfloat16; see kernels.py.
+// What torch has no fused operation for on a CPU, in float32 and bfloat16; see kernels.py. What is
+// done to one row is in kernels.h.
 //
 // Plain loops that a compiler turns into vector code. All arithmetic is in float32.
 

@@ -141,7 +141,7 @@ def load_kernels(report: Callable[[str], None]) -> KernelSet | None:
         return None
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if not compiler:
-        log.info("no C++ compiler: the engine goes without its own CPU kernels, some 10 %% slower")
+        log.info("no C++ compiler: the engine goes without its own CPU kernels and is slower")
         return None
     try:
         library = _loaded(compiler, report)

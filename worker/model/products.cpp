@@ -102,7 +102,7 @@ inline __mmask16 lanes(int64_t num) {
 
 // What comes after the sums of a panel in one row.
 inline void finish(const Product &p, int64_t row, int64_t panel, const __m512 *sums) {
-    if (p.after == After::GATE) {  // of each panel the first half are gates, the second what they gate
+    if (p.after == After::GATE) {  // of each panel the first half gates the second
         int64_t at = panel * LANES;
         __mmask16 mask = lanes(p.outputs - at);
         __m512 gate = sums[0], up = sums[1];
@@ -136,7 +136,8 @@ void strip(const Product &p, int64_t row, int64_t end, int64_t panel, bool goes_
         // the second tile has its weights from the cache and leaves the memory idle
         uintptr_t next = 0;
         if (goes_on && parts == 2 && num <= FETCH_ROWS)
-            next = uintptr_t(p.weights) + (2 * panel + 2 + part) * p.inputs * PANEL / 2 * sizeof(bfloat16);
+            // half a panel has as many bytes as a panel has weights
+            next = uintptr_t(p.weights) + (2 * panel + 2 + part) * p.inputs * PANEL;
         tile_of<PANELS, MOST>(height, p, first, panel, next, sums);
         for (int64_t r = 0; r < height; r++)
             for (int64_t n = 0; n < PANELS; n++)
