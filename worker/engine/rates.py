@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 _STEPS: Final = 31
-_MOST_TOKENS: Final = 1e6
+_HALFLIFE_TOKENS: Final = 1024
+_MOST_TOKENS: Final = 1_000_000
 
 
 class Rate:
@@ -56,50 +57,70 @@ class PrefillPace:
     fill soon are worth more to all, since a step with few decodes takes nearly as long as one with
     many (docs/performance.md).
 
+    It reckons with a time that every step takes and one for each of its tokens, decoded or of a
+    prompt. Decodes of now may be more than there were in the last step without prefill, which may
+    be long ago, so their time is not taken for that step's.
+
     Args:
         share, burst: in times of a step without prefill.
         least: tokens that are always allowed, so that prompts come forward.
     """
 
-    def __init__(self, share: float = 0.9, burst: float = 8.0, least: int = 16) -> None:
+    def __init__(self, share: float = 0.9, burst: float = 16.0, least: int = 16) -> None:
         self._share = share
         self._burst = burst
         self._least = least
-        self._decodes_s: deque[float] = deque(maxlen=_STEPS)
-        self._token_s: float | None = None
+        self._light: deque[tuple[int, float]] = deque(maxlen=_STEPS)
+        self._tokens = 0.0
+        self._tokens_s = 0.0
 
     def observe(self, prefill_tokens: int, num_decodes: int, seconds: float) -> None:
         """Take a step's duration."""
+        num = prefill_tokens + num_decodes
+        is_first = not self._light and num_decodes and prefill_tokens <= self._first_tokens
+        if is_first or not prefill_tokens:
+            self._light.append((num, seconds))
         if not prefill_tokens:
-            self._decodes_s.append(seconds)
-        elif not num_decodes:
-            self._token_s = _towards(self._token_s, seconds / prefill_tokens)
-        elif self._decodes_s:
-            beside = seconds - self._decode_s
-            if beside > 0:  # a step that was as short as one without them tells nothing
-                self._token_s = _towards(self._token_s, beside / prefill_tokens)
-
-    @property
-    def _decode_s(self) -> float:
-        # a median: long prompts come with work that slows the steps before their first chunk
-        return statistics.median(self._decodes_s)
+            return
+        beside = seconds - self._step_s
+        if beside > 0:  # a step that was as short as one without tokens tells nothing
+            keep = math.exp2(-num / _HALFLIFE_TOKENS)
+            self._tokens = self._tokens * keep + num
+            self._tokens_s = self._tokens_s * keep + beside
 
     def budget(self, num_waiting: int, num_decodes: int) -> PrefillBudget:
         """The next step's, if it has decodes.
 
-        Where more sequences wait for their prefill than decode, it may take longer in proportion:
-        those that wait count as much as those that are served.
+        From half as many sequences on that wait for their prefill it may take longer, by the square
+        of their number: soon those that wait are more than those that would wait for them.
         """
-        if not self._decodes_s or not self._token_s:
-            long = 4 * self._least
+        if not self._light or not self._tokens_s:
+            long = self._first_tokens
             return PrefillBudget(int(long * self._burst / self._share), long)
-        tokens = max(1.0, num_waiting / max(1, num_decodes)) * self._decode_s / self._token_s
-        tokens = min(tokens, _MOST_TOKENS)
+        decodes_s = self._step_s + num_decodes * self._token_s
+        haste = max(1.0, (2 * num_waiting / max(1, num_decodes)) ** 2)
+        tokens = haste * decodes_s / self._token_s
         return PrefillBudget(
-            tokens=max(self._least, int(self._burst * tokens)),
-            long=max(self._least, int(self._share * tokens)),
+            tokens=self._bounded(self._burst * tokens), long=self._bounded(self._share * tokens)
         )
 
+    @property
+    def _first_tokens(self) -> int:
+        """Of long prompts, as long as nothing is known."""
+        return 4 * self._least
 
-def _towards(mean: float | None, value: float) -> float:
-    return value if mean is None else mean + 0.2 * (value - mean)
+    @property
+    def _token_s(self) -> float:
+        return self._tokens_s / self._tokens if self._tokens else 0.0
+
+    @property
+    def _step_s(self) -> float:
+        """What a step takes besides its tokens. A median: long prompts come with work that slows
+        the steps before their first chunk."""
+        if not self._light:
+            return 0.0
+        token_s = self._token_s
+        return max(0.0, statistics.median(seconds - n * token_s for n, seconds in self._light))
+
+    def _bounded(self, tokens: float) -> int:
+        return int(min(max(self._least, tokens), _MOST_TOKENS))

@@ -6,25 +6,57 @@ import pytest
 
 from worker.engine.rates import PrefillBudget, PrefillPace
 
+STEP_S, TOKEN_S = 0.020, 0.002
+"""A machine: what a step takes, and what each of its tokens adds."""
+
+
+def _steps(
+    pace: PrefillPace, num: int, prefill: int, decodes: int, token_s: float = TOKEN_S
+) -> None:
+    for _ in range(num):
+        pace.observe(prefill, decodes, STEP_S + token_s * (prefill + decodes))
+
+
+def _known(pace: PrefillPace, token_s: float = TOKEN_S) -> PrefillPace:
+    """`pace` once it knows the machine."""
+    for _ in range(20):
+        _steps(pace, 1, 400, 8, token_s)
+        _steps(pace, 31, 0, 8, token_s)
+    return pace
+
 
 def test_a_step_with_prefill_takes_less_than_twice_as_long_as_one_without() -> None:
-    """A machine with 40 ms for decodes and 2 ms a prompt token."""
     pace = PrefillPace()
-    pace.observe(500, 0, 1.0)
+    _steps(pace, 1, 500, 0)
     for _ in range(20):
-        pace.observe(0, 8, 0.040)
-        budget = pace.budget(1, 8).long
-        pace.observe(budget, 8, 0.040 + 0.002 * budget)
-    assert pace.budget(1, 8).long == 18
-    assert 0.040 + 0.002 * pace.budget(1, 8).long <= 2 * 0.040
+        _steps(pace, 10, 0, 8)
+        _steps(pace, 10, pace.budget(1, 8).long, 8)
+    alone_s = STEP_S + 8 * TOKEN_S
+    assert pace.budget(1, 8).long == pytest.approx(0.9 * alone_s / TOKEN_S, abs=1)
+    assert alone_s + TOKEN_S * pace.budget(1, 8).long < 2 * alone_s
 
 
 @pytest.mark.parametrize("token_s", [0.0001, 0.001])
 def test_the_budget_follows_the_cost_of_a_token(token_s: float) -> None:
+    pace = _known(PrefillPace(share=0.5, least=1), token_s)
+    assert pace.budget(1, 8).long == pytest.approx(0.5 * (STEP_S + 8 * token_s) / token_s, abs=1)
+
+
+def test_the_budget_follows_the_number_of_decodes() -> None:
+    """Also where every step has prefill, so that none shows how long the decodes of now take."""
     pace = PrefillPace(share=0.5, least=1)
-    pace.observe(0, 4, 0.1)
-    pace.observe(100, 4, 0.1 + 100 * token_s)
-    assert pace.budget(1, 8).long == pytest.approx(0.5 * 0.1 / token_s, abs=1)
+    _steps(pace, 1, 500, 0)
+    _steps(pace, 31, 0, 1)
+    _steps(pace, 200, 8, 18)
+    assert pace.budget(1, 18).long == pytest.approx(0.5 * (STEP_S / TOKEN_S + 18), abs=1)
+
+
+def test_a_machine_that_never_had_a_step_without_prefill_is_known_too() -> None:
+    pace = PrefillPace(least=8)
+    _steps(pace, 1, 500, 0)
+    _steps(pace, 50, pace.budget(1, 4).long, 4)
+    exact = 0.9 * (STEP_S / TOKEN_S + 4)
+    assert 0.85 * exact < pace.budget(1, 4).long <= exact
 
 
 def test_before_anything_is_known_the_budget_is_small() -> None:
@@ -48,21 +80,18 @@ def test_noise_that_makes_a_mixed_step_look_free_is_no_division_by_zero() -> Non
     assert pace.budget(1, 8).long == 64
 
 
-def test_those_that_wait_count_as_much_as_those_that_decode() -> None:
-    pace = PrefillPace(share=0.5, least=1)
-    pace.observe(0, 4, 0.1)
-    pace.observe(100, 4, 0.2)
-    assert pace.budget(4, 4).long == 50
-    assert pace.budget(12, 4).long == 150
-    assert pace.budget(1, 4).long == 50
+def test_many_that_wait_make_haste() -> None:
+    pace = _known(PrefillPace(share=0.5, least=1))
+    alone = pace.budget(1, 8).long
+    assert pace.budget(4, 8).long == alone
+    assert pace.budget(8, 8).long == pytest.approx(4 * alone, abs=4)
+    assert pace.budget(16, 8).long == pytest.approx(16 * alone, abs=16)
 
 
 def test_short_prompts_may_take_longer_together() -> None:
-    pace = PrefillPace(share=0.5, burst=4.0, least=1)
-    pace.observe(0, 4, 0.1)
-    pace.observe(100, 4, 0.2)
-    assert pace.budget(1, 4) == PrefillBudget(tokens=400, long=50)
-    assert pace.budget(8, 4) == PrefillBudget(tokens=800, long=100)
+    pace = _known(PrefillPace(share=0.5, burst=4.0, least=1))
+    budget = pace.budget(1, 8)
+    assert budget.tokens == pytest.approx(8 * budget.long, abs=8)
 
 
 def test_steps_that_cost_no_more_than_decodes_do_not_drive_the_budget_up() -> None:
@@ -74,7 +103,6 @@ def test_steps_that_cost_no_more_than_decodes_do_not_drive_the_budget_up() -> No
     for _ in range(5000):
         pace.observe(3, 4, 0.09)
         assert pace.budget(1, 4) == known
-    pace.observe(1, 1, 0.1 + 1e-12)
     for _ in range(200):
         pace.observe(10**6, 1, 0.1 + 1e-9)
-    assert pace.budget(10, 1).tokens <= 8e6
+    assert pace.budget(10, 1) == PrefillBudget(tokens=10**6, long=10**6)
