@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from worker.engine.cgroups import folders
+
 
 def usable_cores(root: Path = Path("/"), cpus: Iterable[int] | None = None) -> int:
     """Physical cores among the CPUs that this process may run on, and no more than its quota.
@@ -37,21 +39,8 @@ def _siblings(root: Path, cpu: int) -> str:
 
 def _quotas(root: Path) -> Iterator[float]:
     """CPUs' worth of time that each control group above this process allows."""
-    groups = root / "proc/self/cgroup"
-    if not groups.is_file():
-        return
-    for line in groups.read_text().splitlines():
-        _number, controllers, path = line.split(":", 2)
-        base = root / "sys/fs/cgroup"
-        if controllers:
-            if "cpu" not in controllers.split(","):
-                continue
-            base /= controllers
-        own = base / path.lstrip("/")
-        for folder in (own, *own.parents):
-            yield from _quota(folder)
-            if folder == base:
-                break
+    for folder in folders(root, "cpu"):
+        yield from _quota(folder)
 
 
 def _quota(folder: Path) -> Iterator[float]:

@@ -15,6 +15,7 @@ from worker.engine.blocks import BlockPool
 from worker.engine.config import EngineConfig
 from worker.engine.engine import EngineCore
 from worker.engine.faults import EngineBroken
+from worker.engine.memory import free_memory
 from worker.engine.protocol import EngineInfo, ModelLoadError
 from worker.engine.ranks import Ranks
 from worker.engine.watchdog import Beat
@@ -38,7 +39,8 @@ from worker.model.generate import GenerateCore
 from worker.model.graphs import CudaRecorder, DecodeGraphs
 from worker.model.kernels import Kernels, KernelSet, load_kernels
 from worker.model.kv_size import devices_of, num_blocks_for, rehearse
-from worker.model.linear_cpu import OneDnnProducts, can_pack, is_packed, pack_linears
+from worker.model.linear_cpu import OneDnnProducts, Products, can_pack, is_packed, pack_linears
+from worker.model.linear_native import NativeProducts
 from worker.model.loader import LoadedModel, load_model, pick_device
 from worker.model.overlap import OverlapRunner
 from worker.model.parallel import LeadRunner, join
@@ -50,6 +52,9 @@ _PROBE_TOKENS: Final = 12
 _LEAST_PREFILL_CPU: Final = 8
 _LEAST_PREFILL_GPU: Final = 512  # fewer take as long: the weights are read once either way
 _SMALL_BYTES: Final = 32 * 1024**2
+_SQUEEZED_SHARE: Final = 0.25
+"""Of the free memory, what a second form of the weights may take, from which few rows are computed
+faster."""
 
 Embed: TypeAlias = Callable[[list[Any]], list[list[float]]]
 
@@ -198,6 +203,9 @@ def build_paged(
         loaded.model.set_attn_implementation(own)
         attention.backend, attention.layers = GatherAttention(GATHER_BLOCK_SIZE), {}
         _probe(loaded, attention, runner, ops)
+    if ops is not None and isinstance(ops.products, NativeProducts):
+        squeezed = ops.products.squeezed_bytes / 1024**2
+        log.info("weights stand in 12 bits too, for steps of few sequences: %.0f MiB", squeezed)
     if on_cuda and config.kv_cache_gb is None:
         rehearse(
             runner,
@@ -241,7 +249,10 @@ def build_paged(
 def _layer_ops(kernels: Kernels | None) -> LayerOps:
     if kernels is None:
         return LayerOps(TorchOps(), OneDnnProducts())
-    return LayerOps(NativeOps(kernels), kernels.products or OneDnnProducts(), kernels)
+    products: Products = OneDnnProducts()
+    if kernels.products is not None:
+        products = kernels.products.with_spare(int(_SQUEEZED_SHARE * free_memory()))
+    return LayerOps(NativeOps(kernels), products, kernels)
 
 
 def _runner(

@@ -9,7 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512BF16__) && defined(__AVX512BW__) && !defined(__AMX_BF16__)
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VBMI__) && \
+    defined(__AVX512VBMI2__) && !defined(__AMX_BF16__)
 #define HAS_PRODUCTS 1
 #else
 #define HAS_PRODUCTS 0
@@ -116,10 +117,14 @@ void attend_team(const Attention<T> &call);
 
 enum class After : int64_t { NOTHING, ADD, GATE };
 
+// Bytes of four inputs with the outputs of a panel, squeezed and not; see squeeze.cpp.
+constexpr int64_t SQUEEZED_GROUP = 3 * 64, KEPT_GROUP = 4 * 64;
+
 // A product of rows with a packed weight. products.cpp.
 struct Product {
     const bfloat16 *rows;     // [num, inputs], `row_stride` apart
     const bfloat16 *weights;  // packed
+    const uint8_t *squeezed;  // the same in 12 bits each, for few rows; or null
     const bfloat16 *bias;     // [outputs], for GATE twice as many; or null
     const bfloat16 *other;    // [num, outputs], `other_stride` apart; for ADD, may be `out`
     bfloat16 *out;            // [num, outputs], dense

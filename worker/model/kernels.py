@@ -32,6 +32,7 @@ _FLAGS: Final = ("-std=gnu++17", "-O3", "-fPIC")
 _SOURCES: Final = {
     Path(__file__).with_name("kernels.cpp"): (*_FLAGS, "-ffast-math"),
     Path(__file__).with_name("products.cpp"): _FLAGS,
+    Path(__file__).with_name("squeeze.cpp"): _FLAGS,
     Path(__file__).with_name("layer.cpp"): (*_FLAGS, "-ffast-math"),
 }
 _HEADER: Final = Path(__file__).with_name("kernels.h")

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import psutil
 import torch
 
 from worker.engine.config import EngineConfig
+from worker.engine.memory import free_memory
 from worker.engine.protocol import Job, ModelLoadError, SequenceParams
 from worker.engine.sequence import sequences_of
 from worker.model.attention import LayerShapes, Span
@@ -67,7 +67,7 @@ def num_blocks_for(
         held = [_memory_of(device).blocks(share, size) - 1 for device, size in per_device.items()]
         found = min(usable, *held)
     else:
-        memory = min(0.3 * psutil.virtual_memory().available, 4 * _GIB)
+        memory = min(0.3 * free_memory(), 4 * _GIB)
         found = min(usable, int(memory / ranks) // sum(per_device.values()))
     if found < 2:
         raise ModelLoadError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from ctypes import c_int64, c_void_p
+from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -19,13 +20,17 @@ from worker.model.linear_cpu import joined
 _NOTHING: Final = 0
 _ADD: Final = 1
 _GATE: Final = 2
+_PANEL: Final = 32  # outputs that lie together, as products.cpp has them
+_LEAST_SQUEEZED: Final = 0.75
+_MOST_SQUEEZED: Final = 0.85
+"""Of the bytes of packed weights: what the squeezed ones have at least, and what they are worth."""
 
 
 class ProductCall(ctypes.Structure):
     """`struct Product` of kernels.h."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("rows", "weights", "bias", "other", "out")),
+        *((name, c_void_p) for name in ("rows", "weights", "squeezed", "bias", "other", "out")),
         *((name, c_int64) for name in ("num", "inputs", "outputs", "row_stride", "other_stride")),
         ("after", c_int64),
     )
@@ -34,20 +39,34 @@ class ProductCall(ctypes.Structure):
 class NativeProducts:
     """Packs weights for the products of a library that `has_products`; a `Packer`.
 
+    Args:
+        spare_bytes: memory in which weights may stand a second time, squeezed (`squeeze.cpp`):
+            products of few rows are as fast as weights are read, and read a quarter less then.
+
     Attributes:
         min_rows: fewest rows of a product.
+        squeezed_bytes: of that memory, what was taken.
     """
 
     min_rows: Final = 1
 
-    def __init__(self, library: ctypes.CDLL) -> None:
+    def __init__(self, library: ctypes.CDLL, spare_bytes: int = 0) -> None:
+        self._spare_bytes, self.squeezed_bytes = spare_bytes, 0
         library.packed_size.argtypes = [c_int64] * 3
         library.packed_size.restype = c_int64
         library.pack_weight.argtypes = [c_void_p, c_void_p, c_int64, c_int64, c_void_p]
         library.pack_weight.restype = None
+        library.squeezed_size.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
+        library.squeezed_size.restype = c_int64
+        library.squeeze.argtypes = [c_void_p, c_int64, c_int64, c_void_p]
+        library.squeeze.restype = None
         library.product.argtypes = [c_void_p]
         library.product.restype = None
         self._library = library
+
+    def with_spare(self, spare_bytes: int) -> NativeProducts:
+        """The same, with memory to squeeze weights."""
+        return NativeProducts(self._library, spare_bytes)
 
     @staticmethod
     def takes(linear: nn.Linear) -> bool:
@@ -57,15 +76,15 @@ class NativeProducts:
     def weight(self, linears: Sequence[nn.Linear]) -> NativeWeight:
         """Layers over the same input as one."""
         weight, bias = joined(linears)
-        return NativeWeight(self._library, self._packed(weight), weight.shape, bias, _NOTHING)
+        return NativeWeight(self._library, self._packed(weight), bias, _NOTHING)
 
     def gated(self, gate: nn.Linear, up: nn.Linear) -> NativeGated:
         """silu(gate) * up of the same input."""
         packed = self._packed(gate.weight.detach(), up.weight.detach())
         bias = None if gate.bias is None else torch.cat([gate.bias.detach(), up.bias.detach()])
-        return NativeGated(self._library, packed, gate.weight.shape, bias, _GATE)
+        return NativeGated(self._library, packed, bias, _GATE)
 
-    def _packed(self, weight: torch.Tensor, up: torch.Tensor | None = None) -> torch.Tensor:
+    def _packed(self, weight: torch.Tensor, up: torch.Tensor | None = None) -> _Weights:
         outputs, inputs = weight.shape
         size = self._library.packed_size(outputs, inputs, up is not None)
         packed = torch.empty(size, dtype=weight.dtype)
@@ -78,7 +97,32 @@ class NativeProducts:
             inputs,
             packed.data_ptr(),
         )
-        return packed
+        return _Weights(outputs, inputs, packed, self._squeezed(packed, inputs))
+
+    def _squeezed(self, packed: torch.Tensor, inputs: int) -> torch.Tensor | None:
+        """The squeezed form, where there is memory for it and it is worth that."""
+        if inputs % 4 or packed.nbytes * _LEAST_SQUEEZED > self._spare_bytes - self.squeezed_bytes:
+            return None
+        panels = len(packed) // (inputs * _PANEL)
+        offsets = torch.empty(2 * panels, dtype=torch.int64)
+        size = self._library.squeezed_size(packed.data_ptr(), panels, inputs, offsets.data_ptr())
+        if size > min(packed.nbytes * _MOST_SQUEEZED, self._spare_bytes - self.squeezed_bytes):
+            return None
+        self.squeezed_bytes += size
+        squeezed = torch.empty(size // 8, dtype=torch.int64)
+        squeezed[: len(offsets)] = offsets
+        self._library.squeeze(packed.data_ptr(), panels, inputs, squeezed.data_ptr())
+        return squeezed
+
+
+@dataclass(frozen=True, slots=True)
+class _Weights:
+    """Weights [outputs, inputs], packed, and perhaps squeezed too."""
+
+    outputs: int
+    inputs: int
+    packed: torch.Tensor
+    squeezed: torch.Tensor | None
 
 
 class Packed:
@@ -91,14 +135,13 @@ class Packed:
     def __init__(
         self,
         library: ctypes.CDLL,
-        packed: torch.Tensor,
-        shape: Sequence[int],
+        weights: _Weights,
         bias: torch.Tensor | None,
         after: int,
     ) -> None:
         self._product = library.product
-        self.outputs, self._inputs = shape
-        self._weight, self._bias, self._after = packed, bias, after
+        self.outputs = weights.outputs
+        self._weights, self._bias, self._after = weights, bias, after
         self._call = self.call()
         self._address = ctypes.addressof(self._call)
 
@@ -108,11 +151,13 @@ class Packed:
         Args:
             adds: something is added to the product.
         """
+        weights = self._weights
         return ProductCall(
-            weights=self._weight.data_ptr(),
+            weights=weights.packed.data_ptr(),
+            squeezed=None if weights.squeezed is None else weights.squeezed.data_ptr(),
             bias=None if self._bias is None else self._bias.data_ptr(),
-            inputs=self._inputs,
-            outputs=self.outputs,
+            inputs=weights.inputs,
+            outputs=weights.outputs,
             after=_ADD if adds else self._after,
         )
 

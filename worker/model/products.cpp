@@ -5,7 +5,8 @@
 // panels of 32 outputs, [inputs / 2][32 outputs][2 inputs], as `vdpbf16ps` takes them: each is read
 // once, from one end to the other. Panels are given to threads as these come for them, so that a
 // core that other work has taken for a while does not hold up the rest. Each output is summed in
-// the order of its inputs, however many rows there are.
+// the order of its inputs, however many rows there are. Where weights are squeezed too
+// (squeeze.cpp), products of few rows read those.
 
 #include "kernels.h"
 
@@ -29,6 +30,7 @@ constexpr int64_t MANY_ROWS = 48;    // from here on wide tiles are faster
 constexpr int64_t FETCH_ROWS = 18;   // up to here memory is slower than two tiles a panel
 constexpr int64_t FETCH_INPUTS = 16, FETCH_LINES = PANEL * FETCH_INPUTS * sizeof(bfloat16) / 64 / 2;
 constexpr int64_t TASKS_A_THREAD = 16;
+constexpr int64_t SQUEEZED_ROWS = 10;  // with more, unpacking costs more than memory saves
 
 inline __m512 load(const bfloat16 *from, __mmask16 mask) {
     __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from));
@@ -54,6 +56,21 @@ inline __m512 silu(__m512 x) {
     return _mm512_div_ps(x, _mm512_add_ps(_mm512_set1_ps(1.0f), exp));
 }
 
+// Adds to the sums of ROWS rows what two of their inputs give with weights.
+template <int64_t ROWS, int64_t BLOCKS>
+[[gnu::always_inline]] inline void add(const bfloat16 *from, int64_t stride,
+                                       const __m512bh (&weight)[BLOCKS],
+                                       __m512 (&acc)[ROWS][BLOCKS]) {
+    for (int64_t r = 0; r < ROWS; r++) {
+        int32_t pair;
+        std::memcpy(&pair, from + r * stride, sizeof pair);
+        __m512i both = _mm512_set1_epi32(pair);
+        asm("" : "+v"(both));  // in a register: else it is loaded again for each product
+        for (int64_t b = 0; b < BLOCKS; b++)
+            acc[r][b] = _mm512_dpbf16_ps(acc[r][b], weight[b], (__m512bh)both);
+    }
+}
+
 // Sums of ROWS rows with PANELS neighbouring panels: sums[row][16 outputs]. If it FETCHES, half as
 // many weights as it reads are meanwhile fetched from the address `next` on.
 template <int64_t ROWS, int64_t PANELS, bool FETCHES>
@@ -72,14 +89,7 @@ void tile(const Product &p, int64_t row, int64_t panel, uintptr_t next, __m512 *
         for (int64_t b = 0; b < BLOCKS; b++)
             weight[b] = (__m512bh)_mm512_loadu_si512(weights + b / 2 * p.inputs * PANEL +
                                                      i * PANEL + b % 2 * PANEL);
-        for (int64_t r = 0; r < ROWS; r++) {
-            int32_t pair;
-            std::memcpy(&pair, from + r * p.row_stride + i, sizeof pair);
-            __m512i both = _mm512_set1_epi32(pair);
-            asm("" : "+v"(both));  // in a register: else it is loaded again for each product
-            for (int64_t b = 0; b < BLOCKS; b++)
-                acc[r][b] = _mm512_dpbf16_ps(acc[r][b], weight[b], (__m512bh)both);
-        }
+        add(from + i, p.row_stride, weight, acc);
     }
     for (int64_t r = 0; r < ROWS; r++)
         for (int64_t b = 0; b < BLOCKS; b++) sums[r * BLOCKS + b] = acc[r][b];
@@ -93,6 +103,50 @@ void tile_of(int64_t rows, const Product &p, int64_t row, int64_t panel, uintptr
         if constexpr (PANELS == 1)
             if (next) return tile<MOST, 1, true>(p, row, panel, next, sums);
         tile<MOST, PANELS, false>(p, row, panel, 0, sums);
+    }
+}
+
+// As `tile` of one panel, from squeezed weights.
+template <int64_t ROWS>
+void squeezed_tile(const Product &p, int64_t panel, __m512 *sums) {
+    const bfloat16 *from = p.rows;
+    const int64_t *offsets = (const int64_t *)p.squeezed + 2 * panel, groups = p.inputs / 4;
+    const uint8_t *head = p.squeezed + offsets[0], *at = p.squeezed + offsets[1];
+    const int32_t *kept = (const int32_t *)(head + 64);
+    const __m512i table = _mm512_loadu_si512(head);
+    const __m512i lower_bytes = _mm512_set1_epi16(0x00FF);
+    __m512 acc[ROWS][2];
+    for (int64_t r = 0; r < ROWS; r++) acc[r][0] = acc[r][1] = _mm512_setzero_ps();
+    for (int64_t g = 0;; g++) {
+        for (const int64_t end = *kept++; g < end; g++, at += SQUEEZED_GROUP) {
+            __m512i codes = _mm512_loadu_si512(at);
+#pragma GCC unroll 2
+            for (int64_t half = 0; half < 2; half++, codes = _mm512_srli_epi16(codes, 4)) {
+                // only the lower six bits of each byte count, and the table repeats every four
+                __m512i upper = _mm512_permutexvar_epi8(codes, table);
+                __m512i lower = _mm512_loadu_si512(at + 64 + 64 * half);
+                const __m512bh weight[2] = {
+                    (__m512bh)_mm512_ternarylogic_epi32(lower_bytes, lower, upper, 0xCA),
+                    (__m512bh)_mm512_shldi_epi16(upper, lower, 8)};
+                add(from + 4 * g + 2 * half, p.row_stride, weight, acc);
+            }
+        }
+        if (g == groups) break;
+        for (int64_t half = 0; half < 2; half++, at += KEPT_GROUP / 2) {
+            const __m512bh weight[2] = {(__m512bh)_mm512_loadu_si512(at),
+                                        (__m512bh)_mm512_loadu_si512(at + 64)};
+            add(from + 4 * g + 2 * half, p.row_stride, weight, acc);
+        }
+    }
+    for (int64_t r = 0; r < ROWS; r++)
+        for (int64_t b = 0; b < 2; b++) sums[2 * r + b] = acc[r][b];
+}
+
+template <int64_t MOST>
+void squeezed_tile_of(int64_t rows, const Product &p, int64_t panel, __m512 *sums) {
+    if constexpr (MOST > 0) {
+        if (rows < MOST) return squeezed_tile_of<MOST - 1>(rows, p, panel, sums);
+        squeezed_tile<MOST>(p, panel, sums);
     }
 }
 
@@ -145,6 +199,13 @@ void strip(const Product &p, int64_t row, int64_t end, int64_t panel, bool goes_
     }
 }
 
+// All rows with one panel of squeezed weights.
+void squeezed_strip(const Product &p, int64_t panel) {
+    __m512 sums[2 * SQUEEZED_ROWS];
+    squeezed_tile_of<SQUEEZED_ROWS>(p.num, p, panel, sums);
+    for (int64_t row = 0; row < p.num; row++) finish(p, row, panel, sums + 2 * row);
+}
+
 inline int64_t panels_of(int64_t outputs, bool gated) {
     int64_t width = gated ? LANES : PANEL;
     return (outputs + width - 1) / width;
@@ -190,7 +251,9 @@ void product_team(const Product &call) {
         for (int64_t task = 0; task < tasks; task++) {
             int64_t row = block * BLOCK_ROWS, end = std::min(p.num, row + BLOCK_ROWS);
             int64_t panel = task * size, last = std::min(panels, panel + size);
-            if (at_once == 2)
+            if (p.squeezed && p.num <= SQUEEZED_ROWS)
+                for (; panel < last; panel++) squeezed_strip(p, panel);
+            else if (at_once == 2)
                 for (; panel + 1 < last; panel += 2) strip<2, WIDE_ROWS>(p, row, end, panel, false);
             for (; panel < last; panel++) strip<1, NARROW_ROWS>(p, row, end, panel, panel + 1 < last);
         }
