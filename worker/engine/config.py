@@ -26,6 +26,7 @@ class EngineConfig:
         overlap: on, off or auto: whether a step is launched before the one before has ended.
         max_running: sequences in the batch.
         native_kernels: whether to compile and use the engine's own CPU kernels.
+        squeeze_weights: whether these may keep weights in a second form.
         seed: seeds the engine's own choices.
         stall_s: seconds without any progress after which the process is taken for hung.
         load_stall_s: the same while it loads, when reading, writing and computing are progress.
@@ -52,6 +53,7 @@ class EngineConfig:
     overlap: str = "auto"
     max_running: int | None = None
     native_kernels: bool = True
+    squeeze_weights: bool = True
     seed: int | None = None
     stall_s: float = 10.0
     load_stall_s: float = 120.0

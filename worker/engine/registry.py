@@ -62,6 +62,7 @@ def _process(name: str) -> EngineKind:
                 overlap=settings.overlap,
                 max_running=settings.max_running,
                 native_kernels=settings.native_kernels,
+                squeeze_weights=settings.squeeze_weights,
                 seed=settings.seed,
                 stall_s=settings.engine_stall_s,
             )

@@ -192,7 +192,8 @@ def build_paged(
     runner = _runner(loaded, attention, ranks, overlap=overlap)
     ops = None
     if alone_on_cpu and not config.load_8bit and can_pack():
-        ops = _layer_ops(kernels[loaded.dtype] if kernels else None)
+        spare = _SQUEEZED_SHARE * free_memory() if config.squeeze_weights else 0
+        ops = _layer_ops(kernels[loaded.dtype] if kernels else None, int(spare))
     own = loaded.model.config._attn_implementation
     try:
         _probe(loaded, attention, runner, ops)
@@ -203,9 +204,9 @@ def build_paged(
         loaded.model.set_attn_implementation(own)
         attention.backend, attention.layers = GatherAttention(GATHER_BLOCK_SIZE), {}
         _probe(loaded, attention, runner, ops)
-    if ops is not None and isinstance(ops.products, NativeProducts):
+    if ops is not None and isinstance(ops.products, NativeProducts) and ops.products.squeezed_bytes:
         squeezed = ops.products.squeezed_bytes / 1024**2
-        log.info("weights stand in 12 bits too, for steps of few sequences: %.0f MiB", squeezed)
+        log.info("weights stand in 12 bits too, for steps of few sequences: %.1f MiB", squeezed)
     if on_cuda and config.kv_cache_gb is None:
         rehearse(
             runner,
@@ -246,12 +247,12 @@ def build_paged(
     return Built(core, embed, info)
 
 
-def _layer_ops(kernels: Kernels | None) -> LayerOps:
+def _layer_ops(kernels: Kernels | None, spare_bytes: int) -> LayerOps:
     if kernels is None:
         return LayerOps(TorchOps(), OneDnnProducts())
     products: Products = OneDnnProducts()
     if kernels.products is not None:
-        products = kernels.products.with_spare(int(_SQUEEZED_SHARE * free_memory()))
+        products = kernels.products.with_spare(spare_bytes)
     return LayerOps(NativeOps(kernels), products, kernels)
 
 

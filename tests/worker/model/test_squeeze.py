@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from worker.engine.config import EngineConfig
+from worker.engine.protocol import Job, SequenceParams
+from worker.model.build import build
 from worker.model.kernels import load_kernels
 from worker.model.linear_native import NativeProducts
 
@@ -115,3 +121,29 @@ def test_what_does_not_shrink_or_fit_stays_as_it_is(plain: NativeProducts) -> No
     for _ in range(3):
         assert torch.equal(small.weight([tame]).linear(x), plain.weight([tame]).linear(x))
     assert small.squeezed_bytes == 2 * size
+
+
+@torch.inference_mode()
+def test_a_worker_may_go_without(
+    plain: NativeProducts,
+    checkpoint: Callable[[str], Path],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    answers = []
+    for squeezes in (True, False):
+        caplog.clear()
+        config = EngineConfig(
+            model_path=str(checkpoint("qwen2")), dtype="bfloat16", squeeze_weights=squeezes
+        )
+        core = build(config, lambda _text: None, num_threads=1).core
+        assert ("in 12 bits" in caplog.text) == squeezes
+        for number in range(4):
+            params = SequenceParams(max_tokens=12, temperature=0.0)
+            core.submit(Job(str(number), [3 + number, 5, 7], params))
+        found = []
+        while core.has_work:
+            found += core.step()
+        answers.append(found)
+    assert len(answers[0]) == 48
+    assert answers[0] == answers[1]
