@@ -44,7 +44,10 @@ from worker.model.linear_native import NativeProducts
 from worker.model.loader import LoadedModel, load_model, pick_device
 from worker.model.overlap import OverlapRunner
 from worker.model.parallel import LeadRunner, join
+from worker.model.pick_native import NativePick
+from worker.model.pick_torch import TorchPick
 from worker.model.runner import ModelRunner
+from worker.model.sampler import Pick
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +192,8 @@ def build_paged(
     native = alone_on_cpu and config.native_kernels
     kernels = load_kernels(report) if native else None
     attention = paged_attention(loaded, kernels, beat)
-    runner = _runner(loaded, attention, ranks, overlap=overlap)
+    pick: Pick = NativePick(kernels[loaded.dtype].library) if kernels else TorchPick
+    runner = _runner(loaded, attention, ranks, pick, overlap=overlap)
     ops = None
     if alone_on_cpu and not config.load_8bit and can_pack():
         spare = _SQUEEZED_SHARE * free_memory() if config.squeeze_weights else 0
@@ -257,13 +261,18 @@ def _layer_ops(kernels: Kernels | None, spare_bytes: int) -> LayerOps:
 
 
 def _runner(
-    loaded: LoadedModel, attention: PagedAttention, ranks: Ranks | None, *, overlap: bool
+    loaded: LoadedModel,
+    attention: PagedAttention,
+    ranks: Ranks | None,
+    pick: Pick,
+    *,
+    overlap: bool,
 ) -> ModelRunner:
     if ranks is not None:
         return LeadRunner(loaded.model, attention, loaded.device, ranks)
     if overlap or loaded.device.type == "cuda":
-        return OverlapRunner(loaded.model, attention, loaded.device)
-    return ModelRunner(loaded.model, attention, loaded.device)
+        return OverlapRunner(loaded.model, attention, loaded.device, pick)
+    return ModelRunner(loaded.model, attention, loaded.device, pick)
 
 
 def _add_graphs(

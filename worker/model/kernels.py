@@ -1,10 +1,10 @@
 """The engine's own CPU kernels: compiled once on the machine that runs them, called by address.
 
 A decode step of a small batch spends a quarter of its time in operations that are too small for
-torch's dispatcher. `kernels.cpp` holds them as plain loops, `products.cpp` the matrix products, and
-`layer.cpp` a layer made of all of them. The machine's C++ compiler makes them at the first start,
-for this processor, and the library is kept in the user's cache folder. Without a compiler the
-engine computes the same with torch's operations.
+torch's dispatcher. `kernels.cpp` holds them as plain loops, `products.cpp` the matrix products,
+`layer.cpp` a layer made of all of them, and `sampling.cpp` the choice of tokens. The machine's C++
+compiler makes them at the first start, for this processor, and the library is kept in the user's
+cache folder. Without a compiler the engine computes the same with torch's operations.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _SOURCES: Final = {
     Path(__file__).with_name("kernels.cpp"): (*_FLAGS, "-ffast-math"),
     Path(__file__).with_name("products.cpp"): _FLAGS,
     Path(__file__).with_name("squeeze.cpp"): _FLAGS,
+    Path(__file__).with_name("sampling.cpp"): _FLAGS,
     Path(__file__).with_name("layer.cpp"): (*_FLAGS, "-ffast-math"),
 }
 _HEADER: Final = Path(__file__).with_name("kernels.h")

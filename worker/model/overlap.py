@@ -16,9 +16,10 @@ from worker.engine.steps import RowResult
 from worker.model.attention import PagedAttention, Span
 from worker.model.border import border
 from worker.model.graphs import DecodeGraphs
+from worker.model.pick_torch import TorchPick
 from worker.model.runner import ModelRunner, prompt_part, rows_to_keep
-from worker.model.sampler import Draw
-from worker.model.transfer import to_device
+from worker.model.sampler import Draw, Pick
+from worker.model.transfer import rows_of, to_device
 
 
 class LaunchedStep:
@@ -64,8 +65,14 @@ class OverlapRunner(ModelRunner):
         graphs: of decode steps; None to launch each operation.
     """
 
-    def __init__(self, model: Any, attention: PagedAttention, device: torch.device) -> None:
-        super().__init__(model, attention, device)
+    def __init__(
+        self,
+        model: Any,
+        attention: PagedAttention,
+        device: torch.device,
+        pick: Pick = TorchPick,
+    ) -> None:
+        super().__init__(model, attention, device, pick)
         self.graphs: DecodeGraphs | None = None
         self._tokens: torch.Tensor | None = None
         self._row_of: dict[int, int] = {}
@@ -95,7 +102,7 @@ class OverlapRunner(ModelRunner):
         sampling = [number for number, item in enumerate(batch) if item.samples]
         seqs = [batch[number].seq for number in sampling]
         wanted = [rows[number][-1] for number in sampling]
-        draw = Draw(_select(logits, wanted), seqs) if wanted else None
+        draw = Draw(rows_of(logits, wanted), seqs, self._pick) if wanted else None
         results = [
             RowResult(prompt_logprobs=prompt_part(item, logits, row))
             for item, row in zip(batch, rows, strict=True)
@@ -126,14 +133,8 @@ class OverlapRunner(ModelRunner):
         made = to_device(ids, self._device)
         if places:
             assert self._tokens is not None
-            found = _select(self._tokens, sources).to(self._device, non_blocking=True)
+            found = rows_of(self._tokens, sources).to(self._device, non_blocking=True)
             if len(places) == len(ids):
                 return found
             made.index_copy_(0, to_device(places, self._device), found)
         return made
-
-
-def _select(rows: torch.Tensor, wanted: SequenceOf[int]) -> torch.Tensor:
-    if list(wanted) == list(range(len(rows))):
-        return rows
-    return rows.index_select(0, to_device(wanted, rows.device))

@@ -12,9 +12,10 @@ from worker.engine.scheduler import Scheduled
 from worker.engine.steps import RowResult
 from worker.model.attention import PagedAttention, Span
 from worker.model.border import border
+from worker.model.pick_torch import TorchPick
 from worker.model.pooling import pooled
-from worker.model.sampler import prompt_logprobs, sample
-from worker.model.transfer import to_device
+from worker.model.sampler import Pick, prompt_logprobs, sample
+from worker.model.transfer import rows_of, to_device
 from worker.sentence_files import Pooling
 
 _CHECKED = (1, 1, 1, 1)
@@ -28,9 +29,17 @@ class ModelRunner:
         model: a causal language model of transformers, in eval mode.
         attention: the paged attention that was installed in it.
         device: where its inputs go.
+        pick: how tokens are chosen from logits.
     """
 
-    def __init__(self, model: Any, attention: PagedAttention, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: Any,
+        attention: PagedAttention,
+        device: torch.device,
+        pick: Pick = TorchPick,
+    ) -> None:
+        self._pick = pick
         self._model = model
         self._attention = attention
         self._device = device
@@ -59,8 +68,9 @@ class ModelRunner:
         sampling = [number for number, item in enumerate(batch) if item.samples]
         choices = (
             sample(
-                logits[[rows[number][-1] for number in sampling]],
+                rows_of(logits, [rows[number][-1] for number in sampling]),
                 [batch[number].seq for number in sampling],
+                self._pick,
             )
             if sampling
             else []

@@ -7,21 +7,18 @@ parameters alone: not on its batch mates, not on when or where it resumed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import Final
+from typing import Protocol, TypeAlias
 
 import torch
-import torch.nn.functional as F
 
 from worker.engine.beams import Candidates, num_candidates
-from worker.engine.protocol import RawLogprob, SequenceParams
+from worker.engine.protocol import RawLogprob
 from worker.engine.sequence import Sequence
-from worker.model.transfer import Fetch, to_device
-
-_MASK: Final = 2**64 - 1
-_WIDTHS: Final = (256, 4096)  # most likely tokens to look at, before all of them
-_PART: Final = 256
+from worker.model.pick_torch import TorchPick
+from worker.model.transfer import Fetch, rows_of, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +35,27 @@ class Choice:
     candidates: Candidates | None = None
 
 
-def uniform(seed: int, index: int, position: int) -> float:
-    """A number in [0, 1) from (seed, choice, position): two rounds of splitmix64."""
-    state = (seed ^ (index * 0xD1342543DE82EF95)) & _MASK
-    return (_splitmix(_splitmix(state) ^ position) >> 11) * 2.0**-53
+class Picked(Protocol):
+    """Tokens chosen for some rows.
+
+    Attributes:
+        tokens: [rows], int64, on the device; -1 where it takes `wider`.
+        finite: [rows], whether all logits of a row are numbers. Of one that are not any token of
+            the vocabulary may have been chosen.
+    """
+
+    @property
+    def tokens(self) -> torch.Tensor: ...
+
+    @property
+    def finite(self) -> torch.Tensor: ...
+
+    def wider(self, rows: set[int]) -> dict[int, int]:
+        """Of those of these rows whose token is -1, the tokens; waits for the device."""
 
 
-def _splitmix(state: int) -> int:
-    state = (state + 0x9E3779B97F4A7C15) & _MASK
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
-    return state ^ (state >> 31)
+Pick: TypeAlias = Callable[[torch.Tensor, torch.Tensor, SequenceOf[Sequence]], Picked]
+"""Chooses from logits [rows, vocab], the same with penalties and bans, and the rows' sequences."""
 
 
 class Draw:
@@ -61,27 +68,16 @@ class Draw:
     Args:
         logits: [rows, vocab], any float dtype; not read any more once this is made.
         seqs: the rows' sequences; only read, and only now.
+        pick: how tokens are chosen.
     """
 
-    def __init__(self, logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> None:
-        logits = logits.float()
-        finite = logits.sum(-1).isfinite()  # one pass: a sum is finite only if all its terms are
+    def __init__(
+        self, logits: torch.Tensor, seqs: SequenceOf[Sequence], pick: Pick = TorchPick
+    ) -> None:
+        self._picked = pick(logits, _shape(logits, seqs), seqs)
+        self.tokens = self._picked.tokens.clamp(min=0)
+        self._found = Fetch(torch.stack([self._picked.tokens, self._picked.finite.long()]))
         self._beams = _Beams(logits, seqs)
-        shaped = _shape(logits, seqs)
-        greedy = [row for row, seq in enumerate(seqs) if _is_greedy(seq.params)]
-        drawn = [row for row, seq in enumerate(seqs) if not _is_greedy(seq.params)]
-        parts: list[tuple[list[int], torch.Tensor]] = []
-        self._lottery: _Lottery | None = None
-        if greedy:
-            parts.append((greedy, _rows(shaped, greedy).argmax(-1)))
-        if drawn:
-            self._lottery = _Lottery(_rows(shaped, drawn), [seqs[row] for row in drawn])
-            parts.append((drawn, self._lottery.tokens))
-        self._drawn = drawn
-        # of a row that is not finite anything may come, beyond the vocabulary too
-        found = _merged(parts, len(seqs)).clamp(max=logits.shape[-1] - 1)
-        self.tokens = found.clamp(min=0)
-        self._found = Fetch(torch.stack([found, finite.long()]))
         nums = [None if seq.is_beam else seq.params.logprobs for seq in seqs]
         self._raw = _RawLogprobs(logits, self.tokens, nums)
 
@@ -89,10 +85,8 @@ class Draw:
         """The tokens on the host; waits for the device, but not for what was queued since."""
         tokens, finite = self._found.read()
         late = {row for row, token in enumerate(tokens) if token < 0 and finite[row]}
-        if self._lottery is not None and late:
-            places = [at for at, row in enumerate(self._drawn) if row in late]
-            for at, token in zip(places, self._lottery.wider(places), strict=True):
-                tokens[self._drawn[at]] = token
+        for row, token in self._picked.wider(late).items():
+            tokens[row] = token
         raw = self._raw.read(tokens)
         beams = self._beams.read()
         return [
@@ -103,14 +97,17 @@ class Draw:
         ]
 
 
-def sample(logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> list[Choice]:
+def sample(
+    logits: torch.Tensor, seqs: SequenceOf[Sequence], pick: Pick = TorchPick
+) -> list[Choice]:
     """One token a row, waited for.
 
     Args:
         logits: [rows, vocab], any float dtype.
         seqs: the rows' sequences; only read.
+        pick: how tokens are chosen.
     """
-    return Draw(logits, seqs).choices()
+    return Draw(logits, seqs, pick).choices()
 
 
 def prompt_logprobs(
@@ -124,12 +121,8 @@ def prompt_logprobs(
         num_top: how many alternatives.
     """
     ids = to_device(targets, logits.device)
-    found = _RawLogprobs(logits.float(), ids, [num_top] * len(targets)).read(targets)
+    found = _RawLogprobs(logits, ids, [num_top] * len(targets)).read(targets)
     return [found[row] for row in range(len(targets))]
-
-
-def _is_greedy(params: SequenceParams) -> bool:
-    return params.temperature < 1e-5 or params.top_p < 1e-8 or params.top_k == 1
 
 
 def _shape(logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> torch.Tensor:
@@ -137,7 +130,7 @@ def _shape(logits: torch.Tensor, seqs: SequenceOf[Sequence]) -> torch.Tensor:
     rows = [row for row, seq in enumerate(seqs) if _needs_shaping(seq)]
     if not rows:
         return logits
-    logits = logits.clone()
+    logits = logits.to(torch.float32, copy=True)
     for row in rows:
         _shape_row(logits[row], seqs[row])
     return logits
@@ -179,132 +172,6 @@ def _shape_row(row: torch.Tensor, seq: Sequence) -> None:
         row[len(forbidden_ids) :] = float("-inf")
 
 
-def _rows(logits: torch.Tensor, rows: SequenceOf[int]) -> torch.Tensor:
-    if len(rows) == len(logits):
-        return logits
-    return logits.index_select(0, to_device(rows, logits.device))
-
-
-def _merged(parts: SequenceOf[tuple[list[int], torch.Tensor]], num_rows: int) -> torch.Tensor:
-    """One tensor [num_rows] of those for parts of the rows."""
-    if len(parts) == 1:
-        return parts[0][1]
-    merged = parts[0][1].new_empty(num_rows)
-    for rows, values in parts:
-        merged[to_device(rows, merged.device)] = values
-    return merged
-
-
-class _Lottery:
-    """Rows drawn by temperature, top_k, top_p, min_p, in this order.
-
-    Attributes:
-        tokens: [rows]; -1 where top_p reaches beyond the tokens that were ranked.
-
-    Args:
-        shaped: [rows, vocab].
-        seqs: the rows' sequences.
-    """
-
-    def __init__(self, shaped: torch.Tensor, seqs: SequenceOf[Sequence]) -> None:
-        device = shaped.device
-        self._params = [seq.params for seq in seqs]
-        temperature = to_device([one.temperature for one in self._params], device)
-        self._scaled = shaped / temperature[:, None]
-        self._draws = to_device(
-            [uniform(seq.params.seed, seq.index, seq.num_output) for seq in seqs],
-            device,
-            torch.float64,
-        )
-        parts: list[tuple[list[int], torch.Tensor]] = []
-        whole = [at for at, one in enumerate(self._params) if not _is_cut(one)]
-        if whole:
-            probs = _rows(self._scaled, whole).softmax(-1)
-            probs = _above_min_p(probs, [self._params[at] for at in whole])
-            parts.append((whole, _invert(probs, _rows(self._draws, whole))))
-        cut = [at for at, one in enumerate(self._params) if _is_cut(one)]
-        if cut:
-            parts.append((cut, self._among(cut, _WIDTHS[0])))
-        self.tokens = _merged(parts, len(seqs))
-
-    def wider(self, places: list[int]) -> list[int]:
-        """The tokens at `places`, chosen among as many as it takes; waits for the device."""
-        tokens = dict.fromkeys(places, -1)
-        for width in (*_WIDTHS[1:], self._scaled.shape[-1]):
-            left = [at for at in places if tokens[at] < 0]
-            if left:
-                tokens.update(zip(left, self._among(left, width).tolist(), strict=True))
-        return [tokens[at] for at in places]
-
-    def _among(self, places: list[int], width: int) -> torch.Tensor:
-        params = [self._params[at] for at in places]
-        return _draw_top(_rows(self._scaled, places), _rows(self._draws, places), params, width)
-
-
-def _is_cut(params: SequenceParams) -> bool:
-    return params.top_k > 0 or params.top_p < 1.0
-
-
-def _draw_top(
-    scaled: torch.Tensor, draws: torch.Tensor, params: SequenceOf[SequenceParams], width: int
-) -> torch.Tensor:
-    """Sample each row among its `width` most likely tokens; -1 where top_p reaches beyond them.
-
-    Ranking a whole vocabulary takes longer than the model's step, and is hardly ever needed.
-    """
-    vocab = scaled.shape[-1]
-    width = min(width, vocab)
-    ranked, ids = scaled.topk(width, dim=-1)
-    top_k = to_device(
-        [min(one.top_k, vocab) if one.top_k > 0 else vocab for one in params], scaled.device
-    )
-    top_p = to_device([one.top_p for one in params], scaled.device)
-    beyond = torch.arange(width, device=scaled.device)[None, :] >= top_k[:, None]
-    ranked.masked_fill_(beyond, float("-inf"))
-    cut = top_k <= width
-    # what the tokens that top_k leaves weigh together
-    total = torch.where(cut, ranked.logsumexp(-1), scaled.logsumexp(-1))
-    probs = (ranked - total[:, None]).exp()
-    sums = probs.cumsum(-1)
-    enough = cut | ((top_k == vocab) & (sums[:, -1] >= top_p))
-    probs = probs.masked_fill(sums - probs >= top_p[:, None], 0.0)
-    ranks = _invert(_above_min_p(probs, params), draws)
-    tokens = ids.gather(1, ranks[:, None])[:, 0]
-    return torch.where(enough, tokens, -1)
-
-
-def _above_min_p(probs: torch.Tensor, params: SequenceOf[SequenceParams]) -> torch.Tensor:
-    """Zero what is less likely than `min_p` times the row's most likely token."""
-    if not any(one.min_p for one in params):
-        return probs
-    min_p = to_device([one.min_p for one in params], probs.device)
-    least = min_p[:, None] * probs.amax(-1, keepdim=True)
-    return probs.masked_fill(probs < least, 0.0)
-
-
-def _invert(probs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """The column at which the running sum of `probs` [rows, n], unnormalised, passes each draw.
-
-    In two stages, parts of a row and then the columns of one part: a running sum over a whole
-    vocabulary is slow.
-    """
-    parts = F.pad(probs, (0, -probs.shape[-1] % _PART)).view(len(probs), -1, _PART)
-    weights = parts.sum(-1).double()
-    target = draws[:, None] * weights.sum(-1, keepdim=True)
-    part = _passed(weights, target)
-    rest = target - (weights.cumsum(-1) - weights).gather(1, part)
-    inside = parts.gather(1, part[:, :, None].expand(-1, 1, _PART))[:, 0].double()
-    return (part * _PART + _passed(inside, rest))[:, 0]
-
-
-def _passed(weights: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The column [rows, 1] at which the running sum of `weights` [rows, n] passes `target`."""
-    at = torch.searchsorted(weights.cumsum(-1), target, right=True)
-    # rounding may carry a target past the last column with any weight
-    last = weights.shape[-1] - 1 - (weights > 0).flip(-1).to(torch.int8).argmax(-1, keepdim=True)
-    return torch.minimum(at, last)
-
-
 class _Beams:
     """The candidates of those rows that are beams.
 
@@ -312,7 +179,7 @@ class _Beams:
     search of transformers.
 
     Args:
-        logits: [rows, vocab], float32.
+        logits: [rows, vocab].
         seqs: the rows' sequences.
     """
 
@@ -321,7 +188,7 @@ class _Beams:
         if not self._beams:
             return
         rows = [row for row, _params in self._beams]
-        logprobs = _rows(logits, rows).log_softmax(-1)
+        logprobs = rows_of(logits, rows).float().log_softmax(-1)
         shaped = _shape(logprobs, [seqs[row] for row in rows])
         most = max(num_candidates(params) for _row, params in self._beams)
         scores, ids = shaped.topk(min(most, shaped.shape[-1]), dim=-1)
@@ -351,7 +218,7 @@ class _RawLogprobs:
     """Log probabilities of tokens under the raw distribution, for the rows that ask for them.
 
     Args:
-        logits: [rows, vocab], float32.
+        logits: [rows, vocab].
         tokens: [rows], on the same device.
         num_tops: alternatives for each row, None where nothing is asked for.
     """
@@ -363,9 +230,9 @@ class _RawLogprobs:
         if not self._wanted:
             return
         rows = [row for row, _num in self._wanted]
-        self._logprobs = _rows(logits, rows).log_softmax(-1)
-        self._supposed = Fetch(_rows(tokens, rows))
-        self._own = Fetch(self._logprobs.gather(1, _rows(tokens, rows)[:, None])[:, 0])
+        self._logprobs = rows_of(logits, rows).float().log_softmax(-1)
+        self._supposed = Fetch(rows_of(tokens, rows))
+        self._own = Fetch(self._logprobs.gather(1, rows_of(tokens, rows)[:, None])[:, 0])
         most = max(num for _row, num in self._wanted)
         values, ids = self._logprobs.topk(most, dim=-1)
         self._top = (Fetch(values), Fetch(ids))

@@ -21,6 +21,13 @@ def to_device(
     return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
 
 
+def rows_of(tensor: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """These rows of a tensor; it itself, if they are all."""
+    if list(rows) == list(range(len(tensor))):
+        return tensor
+    return tensor.index_select(0, to_device(rows, tensor.device))
+
+
 def fill(target: torch.Tensor, values: Sequence[Any]) -> None:
     """Overwrite the whole of `target`, whose shape is that of `values`."""
     if target.device.type != "cuda":
