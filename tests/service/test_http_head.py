@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import cast
 
 import pytest
 import uvicorn
@@ -16,6 +19,9 @@ from trireme.service.http_head import MAX_HEAD_BYTES, BoundedHttp
 from trireme.service.server import run
 from trireme.service.settings import TierSettings, settings_config
 
+IDLE_S = 1
+"""Of the sample server."""
+
 
 class Served:
     """An app that counts its requests, on a real socket."""
@@ -24,6 +30,7 @@ class Served:
         self.port = port
         self.requests: list[str] = []
         self.reads_bodies = True
+        self.connections: Callable[[], Iterable[BoundedHttp]] = list
         self.hold: Callable[[], Awaitable[object]] | None = None
         """Awaited before the next answer."""
 
@@ -57,8 +64,16 @@ async def served() -> AsyncIterator[Served]:
             await made.hold()
         return await call_next(request)
 
-    config = uvicorn.Config(app, http=BoundedHttp, ws="none", log_config=None, lifespan="off")
+    config = uvicorn.Config(
+        app,
+        http=BoundedHttp,
+        ws="none",
+        log_config=None,
+        lifespan="off",
+        timeout_keep_alive=IDLE_S,
+    )
     server = uvicorn.Server(config)
+    made.connections = lambda: cast("Iterable[BoundedHttp]", server.server_state.connections)
     task = asyncio.create_task(server._serve(sockets=[listener]))
     while not server.started:  # noqa: ASYNC110 - uvicorn tells nobody
         await asyncio.sleep(0.01)
@@ -182,6 +197,69 @@ async def test_a_pipelined_body_has_its_bound_when_the_response_before_has_ended
     first, _, second = both.partition(b"}")
     assert first.startswith(b"HTTP/1.1 404 "), "it has ended as it would have alone"
     assert second.startswith(b"HTTP/1.1 408 ")
+
+
+async def test_an_idle_connection_is_closed_in_its_time_from_the_last_answer(
+    served: Served,
+) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    loop = asyncio.get_running_loop()
+    for pause_s in (0.4, 0.4, 0.4, 0.0):
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b"}")
+        await asyncio.sleep(pause_s)
+    began = loop.time()
+    async with asyncio.timeout(5):
+        assert await reader.read() == b""
+    assert IDLE_S - 0.1 < loop.time() - began < IDLE_S + 1
+    writer.close()
+
+
+async def test_a_connection_that_waits_keeps_nothing_of_its_last_request(served: Served) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n"
+    for pieces in ([head + b"body"], [head, b"bo", b"dy"]):
+        for piece in pieces:
+            writer.write(piece)
+            await asyncio.sleep(0.02)
+        await reader.readuntil(b"}")
+        [connection] = served.connections()
+        assert (connection.cycle, connection.scope, connection.headers) == (None, None, None)
+    writer.close()
+
+
+async def test_a_request_that_came_before_the_answer_of_the_last_one_is_kept(
+    served: Served,
+) -> None:
+    ended = asyncio.Event()
+    served.hold = ended.wait
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(b"GET /first HTTP/1.1\r\nhost: x\r\n\r\n")
+    writer.write(b"GET /second HTTP/1.1\r\nhost: x\r\n\r\nGET /thi")
+    await asyncio.sleep(0.05)
+    ended.set()
+    async with asyncio.timeout(5):
+        for _ in range(2):
+            await reader.readuntil(b"}")
+        writer.write(b"rd HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b"}")
+    assert served.requests == ["GET /first b''", "GET /second b''", "GET /third b''"]
+    writer.close()
+
+
+async def test_a_connection_that_is_lost_is_freed_at_once(served: Served) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    await reader.readuntil(b"}")
+    freed = asyncio.Event()
+    [_] = [weakref.finalize(one, freed.set) for one in served.connections()]
+    gc.disable()
+    try:
+        writer.close()
+        async with asyncio.timeout(5):
+            await freed.wait()
+    finally:
+        gc.enable()
 
 
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nhost: x\r\n\r\n"

@@ -18,6 +18,7 @@ class JoinedWrites:
     """Stands in for `transport`; everything but writing is its own."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self.is_closing = transport.is_closing  # asked at every answer
         self._transport = transport
         self._loop = loop
         self._held: list[bytes] = []
@@ -43,5 +44,5 @@ class JoinedWrites:
 
     def _flush(self) -> None:
         held, self._held, self._held_bytes = self._held, [], 0
-        if held and not self._transport.is_closing():
+        if held and not self.is_closing():
             self._transport.write(b"".join(held))
