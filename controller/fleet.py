@@ -137,7 +137,7 @@ class Fleet:
         return self._authenticated or (is_loopback(peer) and is_loopback_url(address))
 
     def _note(self, record: WorkerRecord, verdict: Verdict) -> None:
-        self.metrics.records(record.wire, verdict.outcome).inc()
+        self.metrics.records[record.wire, verdict.outcome] += 1
         if verdict.outcome == "joined":
             names = quoted(", ".join(model.name for model in record.models), limit=1000)
             log.info("worker %s at %s: %s", quoted(record.instance_id), record.address, names)

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry
 from prometheus_client import Counter as CounterSeries
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from controller.feed import FleetFeed
-from controller.registry import Registry
+from controller.registry import Outcome, Registry
+from protocol.fleet import Wire
 
 
 class ControllerMetrics:
-    """Counters that routes raise; the gauges are read from the registry at each scrape.
+    """Counters that routes raise; what is known elsewhere is read at each scrape.
 
     Attributes:
         collected: what `/metrics` shows.
-        records: gives the counter of worker records and FastChat registrations by (wire, outcome).
+        records: counts worker records and FastChat registrations by (wire, outcome); a plain
+            mapping, as each heartbeat counts.
         expirations: workers whose lease ran out.
         dispatches: answers of `/get_worker_address` and relays, by whether a worker was found.
         relays: relayed streams, by how they ended.
@@ -28,13 +29,7 @@ class ControllerMetrics:
 
     def __init__(self, registry: Registry, feed: FleetFeed, gateways: Callable[[], int]) -> None:
         self.collected = CollectorRegistry()
-        records = CounterSeries(
-            "trireme_controller_records",
-            "Worker records received, by outcome.",
-            ["wire", "outcome"],
-            registry=self.collected,
-        )
-        self.records = cache(records.labels)
+        self.records: Counter[tuple[Wire, Outcome]] = Counter()
         self.expirations = CounterSeries(
             "trireme_controller_expirations",
             "Workers dropped because their lease ran out.",
@@ -52,16 +47,31 @@ class ControllerMetrics:
             ["outcome"],
             registry=self.collected,
         )
-        self.collected.register(_Gauges(registry, feed, gateways))
+        self.collected.register(_Known(registry, feed, gateways, self.records))
 
 
-class _Gauges(Collector):
-    def __init__(self, registry: Registry, feed: FleetFeed, gateways: Callable[[], int]) -> None:
+class _Known(Collector):
+    def __init__(
+        self,
+        registry: Registry,
+        feed: FleetFeed,
+        gateways: Callable[[], int],
+        records: Mapping[tuple[Wire, Outcome], int],
+    ) -> None:
         self._registry = registry
         self._feed = feed
         self._gateways = gateways
+        self._records = records
 
     def collect(self) -> Iterator[Metric]:
+        records = CounterMetricFamily(
+            "trireme_controller_records",
+            "Worker records received, by outcome.",
+            labels=["wire", "outcome"],
+        )
+        for key, count in sorted(self._records.items()):
+            records.add_metric(list(key), count)
+        yield records
         entries = self._registry.entries
         workers = GaugeMetricFamily(
             "trireme_controller_workers", "Live workers.", labels=["wire", "state"]

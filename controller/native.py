@@ -5,20 +5,21 @@ GET /fleet/workers   what `GET /fleet` says of each worker, with its ages in sec
 
 from __future__ import annotations
 
-import asyncio
 from functools import lru_cache
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 
 from controller.feed import MAX_WAIT_S
 from controller.fleet import Fleet
-from controller.registry import Entry
+from controller.registry import Entry, Verdict
 from protocol.errors import TriremeError
 from protocol.fleet import FleetSnapshot, HeartbeatAnswer, WorkerRecord
 from trireme.service.control import parse_body
 from trireme.service.openapi import body_of
+from trireme.service.streaming import Leash
 
 WORKERS: Final = "/fleet/workers/"
 _IN_PATH: Final = {
@@ -61,13 +62,9 @@ def native_router(fleet: Fleet) -> APIRouter:
         verdict = fleet.put(record, peer_of(request))
         drains = verdict.accepted and record.state == "draining"
         return _answer(
-            409 if verdict.outcome == "conflict" else 200,
-            accepted=verdict.accepted,
-            stale=verdict.outcome == "stale",
-            incarnation=verdict.incarnation,
-            lease_ms=round(verdict.lease_s * 1000),
-            acknowledged=drains and fleet.acknowledged(record.instance_id),
-            successors=fleet.registry.successors(record.instance_id) if drains else 0,
+            verdict,
+            drains and fleet.acknowledged(record.instance_id),
+            fleet.registry.successors(record.instance_id) if drains else 0,
         )
 
     @router.delete("/fleet/workers/{instance_id}", status_code=204)
@@ -96,8 +93,14 @@ def native_router(fleet: Fleet) -> APIRouter:
             fleet.followers.heard(
                 gateway, after if known else 0, min(wait_s, MAX_WAIT_S), fleet.clock()
             )
-        if known and not await _wait_while_connected(fleet, request, after, wait_s) and gateway:
-            fleet.followers.broke_off(gateway, fleet.clock())
+        try:
+            async with Leash(request.scope):
+                if known:
+                    await fleet.feed.wait_after(after, wait_s)
+        except ClientDisconnect:
+            if gateway:
+                fleet.followers.broke_off(gateway, fleet.clock())
+            return Response(status_code=499)
         told = fleet.feed.rendered(after if known and changes else None)
         return Response(told, media_type="application/json")
 
@@ -111,15 +114,24 @@ def native_router(fleet: Fleet) -> APIRouter:
 
 
 @lru_cache(maxsize=1024)
-def _answer(status: int, **fields: bool | int) -> Response:
+def _answer(verdict: Verdict, acknowledged: bool, successors: int) -> Response:
     """A `HeartbeatAnswer`; nearly all heartbeats get the same."""
-    told = HeartbeatAnswer.model_validate(fields).model_dump_json()
-    return Response(told, status, media_type="application/json")
+    told = HeartbeatAnswer(
+        accepted=verdict.accepted,
+        stale=verdict.outcome == "stale",
+        incarnation=verdict.incarnation,
+        lease_ms=round(verdict.lease_s * 1000),
+        acknowledged=acknowledged,
+        successors=successors,
+    )
+    status = 409 if verdict.outcome == "conflict" else 200
+    return Response(told.model_dump_json(), status, media_type="application/json")
 
 
 def peer_of(request: Request) -> str:
     """The address that a request comes from; empty when unknown."""
-    return request.client.host if request.client else ""
+    host: str = (request.scope.get("client") or ("",))[0]
+    return host
 
 
 def _listed(entry: Entry, now: float) -> dict[str, object]:
@@ -131,23 +143,3 @@ def _listed(entry: Entry, now: float) -> dict[str, object]:
         "lease_left_s": left_s,
         "held": entry.held,
     }
-
-
-async def _wait_while_connected(fleet: Fleet, request: Request, after: int, wait_s: float) -> bool:
-    """Wait for a change, but no longer than the caller does; False when the caller left first."""
-    poll = asyncio.create_task(fleet.feed.wait_after(after, wait_s))
-    gone = asyncio.create_task(_disconnected(request))
-    try:
-        await asyncio.wait((poll, gone), return_when=asyncio.FIRST_COMPLETED)
-        if poll.done():
-            poll.result()
-        return poll.done()
-    finally:
-        for task in (poll, gone):
-            task.cancel()
-        await asyncio.gather(poll, gone, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from protocol.errors import TriremeError
 from protocol.fleet import FleetSnapshot, WorkerRecord
@@ -75,8 +75,7 @@ class _Tombstone:
     displaced_from: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What became of a record.
 
     Attributes:

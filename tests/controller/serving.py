@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from trireme.service.http_head import BoundedHttp
+
 
 class Farm:
     """Serves apps until told to stop; waits for their end only when it is closed itself."""
@@ -25,7 +27,9 @@ class Farm:
     def serving(self, app: ASGIApp) -> Iterator[str]:
         """The base URL at which `app` answers within the context."""
         listener = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2)
+        config = uvicorn.Config(
+            app, http=BoundedHttp, ws="none", log_config=None, timeout_graceful_shutdown=2
+        )
         server = uvicorn.Server(config)
         ended = asyncio.run_coroutine_threadsafe(server.serve([listener]), self._loop)
         try:

@@ -53,6 +53,20 @@ def test_a_record_is_answered_with_its_lease_and_seen_in_the_fleet(start: Start)
     assert (stale.accepted, stale.stale) == (False, True)
 
 
+def test_records_are_counted_by_what_became_of_them(start: Start) -> None:
+    client = start()
+    for one in (record(seq=1), record(seq=2), record(seq=3, queue_length=4), record(seq=3)):
+        put(client, one)
+    put(client, record("w2", address="http://w1:21002"))
+    shown = client.get("/metrics").text.splitlines()
+    counted = [line for line in shown if line.startswith("trireme_controller_records_total")]
+    assert counted == [
+        f'trireme_controller_records_total{{outcome="{outcome}",wire="native"}} 1.0'
+        for outcome in ("changed", "conflict", "joined", "renewed", "stale")
+    ]
+    assert "# TYPE trireme_controller_records_total counter" in shown
+
+
 def test_a_taken_address_is_a_conflict_with_the_stored_incarnation(start: Start) -> None:
     client = start()
     put(client, record("a", address="http://h:1", incarnation=4))
