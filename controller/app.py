@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from controller.config import ControllerSettings
 from controller.fastchat import FASTCHAT_BODIES, fastchat_router
 from controller.fleet import Fleet
-from controller.native import WORKERS, native_router
+from controller.native import FLEET, WORKERS, native_router
 from controller.relay import Relay
 from protocol import __version__
 from protocol.fleet import WorkerRecord
@@ -69,7 +69,10 @@ def create_app(
     app.add_edge(
         Shortcut,
         tier="controller",
-        routes=routes_of(native, f"{WORKERS}{{instance_id}}")[:1],
+        routes=[
+            *routes_of(native, FLEET),
+            *routes_of(native, f"{WORKERS}{{instance_id}}")[:1],
+        ],
         render=failed,
     )
     app.add_edge(TokenGuard, tokens=TokenSet([settings.cluster_token]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Annotated, Final
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 
@@ -16,11 +16,12 @@ from controller.feed import MAX_WAIT_S
 from controller.fleet import Fleet
 from controller.registry import Entry, Verdict
 from protocol.errors import TriremeError
-from protocol.fleet import FleetSnapshot, HeartbeatAnswer, WorkerRecord
-from trireme.service.control import parse_body
-from trireme.service.openapi import body_of
+from protocol.fleet import FleetQuery, FleetSnapshot, HeartbeatAnswer, WorkerRecord
+from trireme.service.control import parse_body, parse_query
+from trireme.service.openapi import body_of, query_of
 from trireme.service.streaming import Leash
 
+FLEET: Final = "/fleet"
 WORKERS: Final = "/fleet/workers/"
 _IN_PATH: Final = {
     "parameters": [
@@ -79,29 +80,22 @@ def native_router(fleet: Fleet) -> APIRouter:
         fleet.followers.leave(gateway)
         return Response(status_code=204)
 
-    @router.get("/fleet", response_model=FleetSnapshot)
-    async def snapshot(
-        request: Request,
-        after: Annotated[int, Query(ge=0)] = 0,
-        epoch: Annotated[str, Query(max_length=128)] = "",
-        wait_s: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 0.0,
-        changes: bool = False,
-        gateway: Annotated[str, Query(max_length=64)] = "",
-    ) -> Response:
-        known = epoch == fleet.epoch
-        if gateway:
-            fleet.followers.heard(
-                gateway, after if known else 0, min(wait_s, MAX_WAIT_S), fleet.clock()
-            )
+    @router.get(FLEET, response_model=FleetSnapshot, openapi_extra=query_of(FleetQuery))
+    async def snapshot(request: Request) -> Response:
+        asked = parse_query(request, FleetQuery)
+        known = asked.epoch == fleet.epoch
+        if asked.gateway:
+            after, wait_s = asked.after if known else 0, min(asked.wait_s, MAX_WAIT_S)
+            fleet.followers.heard(asked.gateway, after, wait_s, fleet.clock())
         try:
             async with Leash(request.scope):
                 if known:
-                    await fleet.feed.wait_after(after, wait_s)
+                    await fleet.feed.wait_after(asked.after, asked.wait_s)
         except ClientDisconnect:
-            if gateway:
-                fleet.followers.broke_off(gateway, fleet.clock())
+            if asked.gateway:
+                fleet.followers.broke_off(asked.gateway, fleet.clock())
             return Response(status_code=499)
-        told = fleet.feed.rendered(after if known and changes else None)
+        told = fleet.feed.rendered(asked.after if known and asked.changes else None)
         return Response(told, media_type="application/json")
 
     @router.get("/fleet/workers")

@@ -188,6 +188,23 @@ class DrainStatus(_Record):
     requests: int
 
 
+class FleetQuery(_Record):
+    """What somebody asks of the fleet.
+
+    Attributes:
+        after, epoch: the version that is known, and where it is from.
+        wait_s: seconds to wait for a later one; a controller may answer sooner.
+        changes: whether the answer may hold what changed since `after` only.
+        gateway: who follows the fleet, and has seen `after` of it; empty: nobody.
+    """
+
+    after: Annotated[int, Field(ge=0)] = 0
+    epoch: Annotated[str, Field(max_length=128)] = ""
+    wait_s: Annotated[float, Field(ge=0)] = 0.0
+    changes: bool = False
+    gateway: Annotated[str, Field(max_length=64)] = ""
+
+
 class FleetSnapshot(_Record):
     """What a controller knows.
 

@@ -179,6 +179,22 @@ def test_a_poll_that_nobody_reads_is_ended(start: Start) -> None:
         assert time.perf_counter() < deadline
 
 
+def test_a_gateway_whose_poll_breaks_off_is_forgotten_soon(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(followers, "RETURN_S", 0.0)
+    client = start(heartbeat_ttl=60)
+    query = {**_after(fleet(client, gateway="g")), "wait_s": 20, "gateway": "g"}
+    with (
+        httpx.Client(base_url=client.base_url, timeout=0.2, trust_env=False) as impatient,
+        pytest.raises(httpx.ReadTimeout),
+    ):
+        impatient.get("/fleet", params=query)
+    deadline = time.perf_counter() + 5
+    while "trireme_controller_gateways 0.0" not in client.get("/metrics").text:
+        assert time.perf_counter() < deadline
+
+
 def test_too_many_polls_are_refused(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "MAX_WAITERS", 0)
     client = start(heartbeat_ttl=60)
@@ -251,6 +267,10 @@ def test_unknown_routes_methods_and_parameters_are_errors_in_json(start: Start) 
     assert error_of(client.post("/fleet")) == (405, "method_not_supported", None)
     assert error_of(client.get("/fleet?wait_s=nan")) == (400, "invalid_value", "wait_s")
     assert error_of(client.get("/fleet?after=-1")) == (400, "invalid_value", "after")
+    assert error_of(client.get("/fleet?after=")) == (400, "invalid_value", "after")
+    assert error_of(client.get("/fleet?changes=perhaps")) == (400, "invalid_value", "changes")
+    assert error_of(client.get(f"/fleet?gateway={65 * 'g'}")) == (400, "invalid_value", "gateway")
+    assert client.get("/fleet?after=-1&after=2&another=1").status_code == 200, "the last counts"
 
 
 def test_with_a_cluster_token_everything_but_health_needs_it(start: Start) -> None:

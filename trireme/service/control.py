@@ -122,6 +122,18 @@ async def parse_body(
     return parse(await read_body(request, max_bytes), model)
 
 
+def parse_query(request: Request, model: type[_Model]) -> _Model:
+    """The request's query as `model`; the last of several of one name counts.
+
+    Raises:
+        TriremeError: what `parse` raises for a field at fault.
+    """
+    try:
+        return model.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        raise invalid(error) from error
+
+
 def parse(body: bytes, model: type[_Model]) -> _Model:
     """JSON as `model`.
 

@@ -65,6 +65,17 @@ def body_of(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": json_of(model)}}
 
 
+def query_of(model: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` of a route that reads its query as `model`; each field may be absent."""
+    fields = model.model_json_schema()["properties"]
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "required": False, "schema": schema}
+            for name, schema in fields.items()
+        ]
+    }
+
+
 def bytes_of(media_type: str, about: str) -> dict[str, Any]:
     """What is said of an answer that is a stream of bytes."""
     return {"description": about, "content": {media_type: {"schema": {"type": "string"}}}}
