@@ -66,7 +66,7 @@ class PrefillPace:
         least: tokens that are always allowed, so that prompts come forward.
     """
 
-    def __init__(self, share: float = 0.9, burst: float = 16.0, least: int = 16) -> None:
+    def __init__(self, share: float = 0.8, burst: float = 16.0, least: int = 16) -> None:
         self._share = share
         self._burst = burst
         self._least = least
