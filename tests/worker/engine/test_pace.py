@@ -26,7 +26,7 @@ def _known(pace: PrefillPace, token_s: float = TOKEN_S) -> PrefillPace:
 
 
 def test_a_step_with_prefill_takes_less_than_twice_as_long_as_one_without() -> None:
-    pace = PrefillPace()
+    pace = PrefillPace(least=8)
     _steps(pace, 1, 500, 0)
     for _ in range(20):
         _steps(pace, 10, 0, 8)
