@@ -91,14 +91,15 @@ class PrefillPace:
     def budget(self, num_waiting: int, num_decodes: int) -> PrefillBudget:
         """The next step's, if it has decodes.
 
-        From half as many sequences on that wait for their prefill it may take longer, by the square
-        of their number: soon those that wait are more than those that would wait for them.
+        Where more than half as many sequences wait behind the first one for their prefill as decode,
+        it may take longer, by the square of their number: soon those that wait are more than those
+        that would wait for them.
         """
         if not self._light or not self._tokens_s:
             long = self._first_tokens
             return PrefillBudget(int(long * self._burst / self._share), long)
         decodes_s = self._step_s + num_decodes * self._token_s
-        haste = max(1.0, (2 * num_waiting / max(1, num_decodes)) ** 2)
+        haste = max(1.0, 2 * (num_waiting - 1) / max(1, num_decodes)) ** 2
         tokens = haste * decodes_s / self._token_s
         return PrefillBudget(
             tokens=self._bounded(self._burst * tokens), long=self._bounded(self._share * tokens)

@@ -83,9 +83,14 @@ def test_noise_that_makes_a_mixed_step_look_free_is_no_division_by_zero() -> Non
 def test_many_that_wait_make_haste() -> None:
     pace = _known(PrefillPace(share=0.5, least=1))
     alone = pace.budget(1, 8).long
-    assert pace.budget(4, 8).long == alone
-    assert pace.budget(8, 8).long == pytest.approx(4 * alone, abs=4)
-    assert pace.budget(16, 8).long == pytest.approx(16 * alone, abs=16)
+    assert pace.budget(5, 8).long == pace.budget(0, 8).long == alone
+    assert pace.budget(9, 8).long == pytest.approx(4 * alone, abs=4)
+    assert pace.budget(17, 8).long == pytest.approx(16 * alone, abs=16)
+
+
+def test_one_that_waits_alone_makes_no_haste() -> None:
+    pace = _known(PrefillPace(share=0.5, least=1))
+    assert pace.budget(1, 1).long == pytest.approx(0.5 * (STEP_S / TOKEN_S + 1), abs=1)
 
 
 def test_short_prompts_may_take_longer_together() -> None:
