@@ -91,9 +91,9 @@ class PrefillPace:
     def budget(self, num_waiting: int, num_decodes: int) -> PrefillBudget:
         """The next step's, if it has decodes.
 
-        Where more than half as many sequences wait behind the first one for their prefill as decode,
-        it may take longer, by the square of their number: soon those that wait are more than those
-        that would wait for them.
+        Where more than half as many sequences wait for their prefill behind the first one as
+        decode, it may take longer, by the square of their number: soon those that wait are more
+        than those that would wait for them.
         """
         if not self._light or not self._tokens_s:
             long = self._first_tokens
