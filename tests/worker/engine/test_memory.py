@@ -29,7 +29,11 @@ def test_a_limit_of_cgroup_2_holds(tmp_path: Path, limit: str, free: int) -> Non
     write(tmp_path, "proc/self/cgroup", "0::/box")
     write(tmp_path, "sys/fs/cgroup/box/memory.max", limit)
     write(tmp_path, "sys/fs/cgroup/box/memory.current", 2 * GIB)
-    write(tmp_path, "sys/fs/cgroup/box/memory.stat", f"anon 5\ninactive_file {GIB}\nactive_file 0")
+    write(
+        tmp_path,
+        "sys/fs/cgroup/box/memory.stat",
+        f"anon 5\ninactive_file {GIB // 4}\nactive_file {GIB - GIB // 4}",
+    )
     assert free_memory(tmp_path, available=7 * GIB) == free
 
 
@@ -45,7 +49,11 @@ def test_a_limit_of_cgroup_1_holds(tmp_path: Path) -> None:
     write(tmp_path, "proc/self/cgroup", "4:memory:/a\n3:cpu,cpuacct:/a")
     write(tmp_path, "sys/fs/cgroup/memory/a/memory.limit_in_bytes", 4 * GIB)
     write(tmp_path, "sys/fs/cgroup/memory/a/memory.usage_in_bytes", 3 * GIB)
-    write(tmp_path, "sys/fs/cgroup/memory/a/memory.stat", f"total_inactive_file {GIB}")
+    write(
+        tmp_path,
+        "sys/fs/cgroup/memory/a/memory.stat",
+        f"total_inactive_file {GIB // 4}\ntotal_active_file {GIB - GIB // 4}",
+    )
     assert free_memory(tmp_path, available=7 * GIB) == 2 * GIB
 
 

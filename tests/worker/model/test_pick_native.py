@@ -106,6 +106,53 @@ def test_rows_without_any_number_give_some_token(pick: NativePick, how: dict[str
         assert all(0 <= token < 300 for token in picked.tokens.tolist())
 
 
+@pytest.mark.parametrize("how", [{}, {"top_k": 500}])
+def test_the_noise_is_that_of_seed_choice_and_position(
+    pick: NativePick, how: dict[str, Any]
+) -> None:
+    """Of tokens that are equally likely the one at that share of the vocabulary."""
+    params = SequenceParams(max_tokens=9, seed=5, temperature=1.0, **how)
+    logits = torch.zeros(3, 500)
+    for position in range(4):
+        seqs = sequences_of(Job("j", [1], params, n=3), 0, 0.0)
+        for seq in seqs:
+            for _ in range(position):
+                seq.append(7)
+        expected = [int(500 * uniform(5, index, position)) for index in range(3)]
+        assert chosen(pick, logits, seqs) == expected
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "min_p", "num"),
+    [
+        (0, 1.0, 0.0, 8),
+        (8, 1.0, 0.0, 8),
+        (4, 1.0, 0.0, 4),
+        (0, 0.5, 0.0, 4),
+        (8, 0.25, 1.0, 2),
+        (0, 1.0, 1.0, 8),
+        (8, 1.0, 1.0, 8),
+    ],
+)
+def test_borders_are_exact(
+    pick: NativePick, top_k: int, top_p: float, min_p: float, num: int
+) -> None:
+    """Of `num` tokens that are as likely, each begins at its share, and ends before the next."""
+    logits = torch.full((2 * num, 300), float("-inf"))
+    logits[:, 40:48] = 2.0
+    begins = torch.arange(num, dtype=torch.float64) / num
+    draws = torch.cat([begins, begins + 1 / num - 2.0**-53])
+    picked = pick._run(
+        logits,
+        torch.ones(2 * num),
+        torch.full((2 * num,), top_k),
+        torch.full((2 * num,), top_p),
+        torch.full((2 * num,), min_p),
+        draws,
+    )
+    assert picked.tokens.tolist() == [*range(40, 40 + num)] * 2
+
+
 def test_the_first_of_equal_ones_is_the_most_likely(pick: NativePick) -> None:
     seqs = sequences(3, temperature=0.0)
     logits = torch.zeros(3, 1000)

@@ -124,6 +124,17 @@ def test_what_does_not_shrink_or_fit_stays_as_it_is(plain: NativeProducts) -> No
 
 
 @torch.inference_mode()
+def test_up_to_ten_rows_read_the_squeezed_weights_alone(plain: NativeProducts) -> None:
+    linear = layer(256, 64)
+    expected, found = plain.weight([linear]), plain.with_spare(GIB).weight([linear])
+    found._weights.packed.zero_()
+    x = torch.randn(11, 256).to(torch.bfloat16)
+    for num in range(1, 11):
+        assert torch.equal(bits(expected.linear(x[:num])), bits(found.linear(x[:num]))), num
+    assert not found.linear(x).any()
+
+
+@torch.inference_mode()
 def test_a_worker_may_go_without(
     plain: NativeProducts,
     checkpoint: Callable[[str], Path],
