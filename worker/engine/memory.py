@@ -41,11 +41,18 @@ def _left_in_groups(root: Path) -> Iterator[int]:
 
 
 def _number(file: Path) -> int | None:
-    """What a file says, None for `max` and where there is none."""
-    text = file.read_text().strip() if file.is_file() else ""
+    """What a file says, None for `max` and where it cannot be read."""
+    text = _text(file).strip()
     return int(text) if text.isdigit() else None
 
 
 def _statistics(file: Path) -> dict[str, int]:
-    lines = file.read_text().splitlines() if file.is_file() else []
+    lines = _text(file).splitlines()
     return {name: int(value) for name, _, value in (line.partition(" ") for line in lines)}
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""

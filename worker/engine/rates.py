@@ -6,10 +6,9 @@ import math
 import statistics
 from collections import deque
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 _STEPS: Final = 31
-_HALFLIFE_TOKENS: Final = 1024
 _MOST_TOKENS: Final = 1_000_000
 
 
@@ -59,7 +58,8 @@ class PrefillPace:
 
     It reckons with a time that every step takes and one for each of its tokens, decoded or of a
     prompt. Decodes of now may be more than there were in the last step without prefill, which may
-    be long ago, so their time is not taken for that step's.
+    be long ago, so their time is not taken for that step's. Medians, as other work on the machine
+    makes single steps many times as long.
 
     Args:
         share, burst: in times of a step without prefill.
@@ -70,23 +70,16 @@ class PrefillPace:
         self._share = share
         self._burst = burst
         self._least = least
-        self._light: deque[tuple[int, float]] = deque(maxlen=_STEPS)
-        self._tokens = 0.0
-        self._tokens_s = 0.0
+        self._light: deque[_Step] = deque(maxlen=_STEPS)
+        self._heavy: deque[_Step] = deque(maxlen=_STEPS)
 
     def observe(self, prefill_tokens: int, num_decodes: int, seconds: float) -> None:
         """Take a step's duration."""
-        num = prefill_tokens + num_decodes
-        is_first = not self._light and num_decodes and prefill_tokens <= self._first_tokens
-        if is_first or not prefill_tokens:
-            self._light.append((num, seconds))
+        step = _Step(prefill_tokens + num_decodes, seconds)
         if not prefill_tokens:
-            return
-        beside = seconds - self._step_s
-        if beside > 0:  # a step that was as short as one without tokens tells nothing
-            keep = math.exp2(-num / _HALFLIFE_TOKENS)
-            self._tokens = self._tokens * keep + num
-            self._tokens_s = self._tokens_s * keep + beside
+            self._light.append(step)
+        elif not self._light or step.seconds > self._typical_light.seconds:
+            self._heavy.append(step)  # one that was as short as one without tells nothing
 
     def budget(self, num_waiting: int, num_decodes: int) -> PrefillBudget:
         """The next step's, if it has decodes.
@@ -95,33 +88,47 @@ class PrefillPace:
         decode, it may take longer, by the square of their number: soon those that wait are more
         than those that would wait for them.
         """
-        if not self._light or not self._tokens_s:
-            long = self._first_tokens
-            return PrefillBudget(int(long * self._burst / self._share), long)
-        decodes_s = self._step_s + num_decodes * self._token_s
-        haste = max(1.0, 2 * (num_waiting - 1) / max(1, num_decodes)) ** 2
-        tokens = haste * decodes_s / self._token_s
+        tokens = 4 * self._least / self._share
+        if self._light and (token_s := self._token_s()):
+            light = self._typical_light
+            step_s = max(0.0, light.seconds - light.tokens * token_s)
+            # a step of many more tokens than those that were measured may be another matter
+            most = 2 * max(step.tokens for step in self._heavy)
+            tokens = min(step_s / token_s + num_decodes, most)
+        tokens *= max(1.0, 2 * (num_waiting - 1) / max(1, num_decodes)) ** 2
         return PrefillBudget(
             tokens=self._bounded(self._burst * tokens), long=self._bounded(self._share * tokens)
         )
 
     @property
-    def _first_tokens(self) -> int:
-        """Of long prompts, as long as nothing is known."""
-        return 4 * self._least
+    def _typical_light(self) -> _Step:
+        """A step without prefill. Medians also because long prompts come with work that slows the
+        steps before their first chunk."""
+        return _Step(
+            statistics.median(step.tokens for step in self._light),
+            statistics.median(step.seconds for step in self._light),
+        )
 
-    @property
     def _token_s(self) -> float:
-        return self._tokens_s / self._tokens if self._tokens else 0.0
-
-    @property
-    def _step_s(self) -> float:
-        """What a step takes besides its tokens. A median: long prompts come with work that slows
-        the steps before their first chunk."""
-        if not self._light:
-            return 0.0
-        token_s = self._token_s
-        return max(0.0, statistics.median(seconds - n * token_s for n, seconds in self._light))
+        """What a token adds: the median over steps with prefill, each weighing as much as it has
+        tokens more than a step without."""
+        light = self._typical_light
+        slopes = sorted(
+            ((step.seconds - light.seconds) / more, more)
+            for step in self._heavy
+            if (more := step.tokens - light.tokens) > 0 and step.seconds > light.seconds
+        )
+        half = sum(more for _slope, more in slopes) / 2
+        for slope, more in slopes:
+            half -= more
+            if half <= 0:
+                return slope
+        return 0.0
 
     def _bounded(self, tokens: float) -> int:
         return int(min(max(self._least, tokens), _MOST_TOKENS))
+
+
+class _Step(NamedTuple):
+    tokens: float
+    seconds: float

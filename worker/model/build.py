@@ -37,7 +37,7 @@ from worker.model.fused_layer import (
 )
 from worker.model.generate import GenerateCore
 from worker.model.graphs import CudaRecorder, DecodeGraphs
-from worker.model.kernels import Kernels, KernelSet, load_kernels
+from worker.model.kernels import KERNEL_DTYPES, Kernels, KernelSet, load_kernels
 from worker.model.kv_size import devices_of, num_blocks_for, rehearse
 from worker.model.linear_cpu import OneDnnProducts, Products, can_pack, is_packed, pack_linears
 from worker.model.linear_native import NativeProducts
@@ -190,7 +190,7 @@ def build_paged(
     max_batch_tokens = config.max_batch_tokens or (512 if on_cpu else 8192)
     alone_on_cpu = on_cpu and ranks is None
     native = alone_on_cpu and config.native_kernels
-    kernels = load_kernels(report) if native else None
+    kernels = load_kernels(report) if native and loaded.dtype in KERNEL_DTYPES else None
     attention = paged_attention(loaded, kernels, beat)
     pick: Pick = NativePick(kernels[loaded.dtype].library) if kernels else TorchPick
     runner = _runner(loaded, attention, ranks, pick, overlap=overlap)

@@ -38,6 +38,8 @@ _SOURCES: Final = {
 }
 _HEADER: Final = Path(__file__).with_name("kernels.h")
 _NAMES: Final = {torch.float32: "f32", torch.bfloat16: "bf16"}
+KERNEL_DTYPES: Final = frozenset(_NAMES)
+"""Types of weights that there are kernels for."""
 _ARGUMENTS: Final[dict[str, list[Any]]] = {
     "rms_norm": [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64, c_float],
     "rotate": [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int64],

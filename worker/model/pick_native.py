@@ -56,7 +56,7 @@ class NativePick:
             0.0 if takes_best else one.temperature
             for one, takes_best in zip(params, greedy, strict=True)
         ]
-        top_k = [max(0, one.top_k) for one in params]
+        top_k = [min(max(0, one.top_k), shaped.shape[-1]) for one in params]
         draws = [
             0.0 if takes_best else uniform(seq.params.seed, seq.index, seq.num_output)
             for seq, takes_best in zip(seqs, greedy, strict=True)

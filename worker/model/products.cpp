@@ -1,5 +1,5 @@
-// Matrix products of bfloat16 rows with packed weights, for processors with AVX512-BF16 and without
-// AMX, which libraries use better; see linear_native.py.
+// Matrix products of bfloat16 rows with packed weights, for processors with AVX512-BF16 and VBMI, and
+// without AMX, which libraries use better; see linear_native.py.
 //
 // A decode step reads every weight once for a few rows, so memory sets its pace. The weights lie in
 // panels of 32 outputs, [inputs / 2][32 outputs][2 inputs], as `vdpbf16ps` takes them: each is read

@@ -167,8 +167,10 @@ class Ranking {
             num -= counts_[found.bin];
             found.weight += sums_[found.bin];
         }
-        if (found.bin < BINS)
+        if (found.bin < BINS && num > 0) {
+            sort(found.bin, num);  // nobody looks at those that are cut
             while (found.within < num) found.weight += weight_of(found.bin, found.within++);
+        }
         return found;
     }
 
@@ -186,7 +188,8 @@ class Ranking {
     Beginning above(const Beginning &all, float least) {
         Beginning found;
         // all of a bin are above what the next one begins with, but for rounding
-        while (found.bin < all.bin && std::exp(-(found.bin + 1) / BINS_A_NAT) > least * 1.001f)
+        while (found.bin < std::min(all.bin, BINS - 1) &&
+               std::exp(-(found.bin + 1) / BINS_A_NAT) > least * 1.001f)
             found.weight += sums_[found.bin++];
         for (;; found.bin++, found.within = 0) {
             for (; found.within < num_of(all, found.bin); found.within++) {
@@ -234,16 +237,26 @@ class Ranking {
 
     // A bin's tokens, the most likely first, equal ones in their order.
     const std::vector<int32_t> &sorted(int64_t bin) {
-        if (bin == sorted_bin_) return sorted_;
+        if (bin != sorted_bin_) sort(bin, counts_[bin]);
+        return sorted_;
+    }
+
+    // Sorts the `num` most likely of a bin's tokens and forgets the others.
+    void sort(int64_t bin, int64_t num) {
+        const std::vector<uint16_t> &bins = weights_->bins;
+        const std::vector<float> &logits = weights_->logits;
         sorted_bin_ = bin;
         sorted_.clear();
-        const std::vector<uint16_t> &bins = weights_->bins;
         for (int64_t i = 0; i < int64_t(bins.size()); i++)
             if (bins[i] == bin) sorted_.push_back(int32_t(i));
-        const std::vector<float> &logits = weights_->logits;
-        std::stable_sort(sorted_.begin(), sorted_.end(),
-                         [&](int32_t a, int32_t b) { return logits[a] > logits[b]; });
-        return sorted_;
+        auto before = [&](int32_t a, int32_t b) {
+            return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
+        };
+        if (num < int64_t(sorted_.size())) {
+            std::nth_element(sorted_.begin(), sorted_.begin() + num, sorted_.end(), before);
+            sorted_.resize(num);
+        }
+        std::sort(sorted_.begin(), sorted_.end(), before);
     }
 };
 
@@ -258,9 +271,10 @@ void pick_row(const Pick &p, int64_t row) {
     });
     float greatest = greatest_of[0];
     for (int64_t lane = 1; lane < LANES; lane++) greatest = std::max(greatest, greatest_of[lane]);
-    p.finite[row] = std::isfinite(sum_of(sum));
+    const float all = sum_of(sum);
+    p.finite[row] = std::isfinite(all);
     const float temperature = p.temperature[row];
-    if (temperature == 0) {
+    if (temperature == 0 || std::isnan(all)) {  // what is no number has no order
         int64_t token = 0;
         while (token + 1 < p.vocab && load(logits[token]) != greatest) token++;
         p.tokens[row] = token;

@@ -51,12 +51,34 @@ def test_the_budget_follows_the_number_of_decodes() -> None:
     assert pace.budget(1, 18).long == pytest.approx(0.5 * (STEP_S / TOKEN_S + 18), abs=1)
 
 
-def test_a_machine_that_never_had_a_step_without_prefill_is_known_too() -> None:
+def test_a_machine_that_never_had_a_step_without_prefill_goes_on_as_it_began() -> None:
+    """Nothing tells what a step takes and what its tokens add: a short prompt alone, a long one
+    beside it."""
     pace = PrefillPace(least=8)
-    _steps(pace, 1, 500, 0)
-    _steps(pace, 50, pace.budget(1, 4).long, 4)
-    exact = 0.8 * (STEP_S / TOKEN_S + 4)
-    assert 0.85 * exact < pace.budget(1, 4).long <= exact
+    _steps(pace, 1, 10, 0)
+    _steps(pace, 200, pace.budget(1, 1).long, 1)
+    assert pace.budget(1, 1).long == 32
+    assert pace.budget(5, 1).long == 32 * 64
+    _steps(pace, 1, 0, 1)
+    assert pace.budget(1, 1).long == int(0.8 * (STEP_S / TOKEN_S + 1))
+
+
+def test_a_step_that_other_work_made_long_changes_nothing() -> None:
+    pace = _known(PrefillPace(least=8))
+    known = pace.budget(1, 8)
+    pace.observe(known.long, 8, 1.0)
+    pace.observe(0, 8, 1.0)
+    assert pace.budget(1, 8) == known
+
+
+def test_it_reaches_no_further_than_twice_what_was_measured() -> None:
+    """A machine on which the first 64 tokens of a step cost next to nothing."""
+    pace = PrefillPace(least=8)
+    _steps(pace, 31, 0, 8)
+    pace.observe(8, 8, STEP_S + 8 * TOKEN_S + 1e-6)
+    assert pace.budget(1, 8).long == int(0.8 * 2 * 16)
+    pace.observe(24, 8, STEP_S + 8 * TOKEN_S + 1e-6)
+    assert pace.budget(1, 8).long == int(0.8 * 2 * 32)
 
 
 def test_before_anything_is_known_the_budget_is_small() -> None:
@@ -108,6 +130,5 @@ def test_steps_that_cost_no_more_than_decodes_do_not_drive_the_budget_up() -> No
     for _ in range(5000):
         pace.observe(3, 4, 0.09)
         assert pace.budget(1, 4) == known
-    for _ in range(200):
-        pace.observe(10**6, 1, 0.1 + 1e-9)
+    pace.observe(10**6, 1, 0.1 + 1e-9)
     assert pace.budget(10, 1) == PrefillBudget(tokens=10**6, long=10**6)

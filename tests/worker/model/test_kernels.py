@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from worker.engine.config import EngineConfig
+from worker.engine.protocol import Job, SequenceParams
 from worker.model.attention import LayerShape, Score, Span
 from worker.model.attention_gather import GatherAttention
 from worker.model.attention_native import NativeAttention
+from worker.model.build import build
 from worker.model.kernels import Kernels, KernelSet, load_kernels
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -171,3 +175,15 @@ def test_without_a_compiler_that_works_there_are_none(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", compiler)
     assert load_kernels(lambda _text: None) is None
+
+
+def test_a_type_without_kernels_is_served_without_them(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    config = EngineConfig(model_path=str(checkpoint("qwen2")), dtype="float16")
+    core = build(config, lambda _text: None, num_threads=1).core
+    core.submit(Job("a", [3, 5, 7], SequenceParams(max_tokens=4, top_p=0.9)))
+    found = []
+    while core.has_work:
+        found += core.step()
+    assert len(found) == 4

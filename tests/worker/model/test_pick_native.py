@@ -183,3 +183,20 @@ def test_many_rows_are_each_what_they_are_alone(pick: NativePick) -> None:
     assert together == [
         chosen(pick, logits[row : row + 1], [seq])[0] for row, seq in enumerate(seqs)
     ]
+
+
+def test_a_border_far_behind_the_most_likely_token(pick: NativePick) -> None:
+    """Behind the bins, where tokens are cut without sorting all."""
+    row = torch.randn(5000, generator=torch.Generator().manual_seed(4)) * 40
+    seqs = sequences(60, temperature=0.05, top_k=700, min_p=1e-20)
+    allowed = shares(row, seqs[0].params)
+    for seq, token in zip(seqs, chosen(pick, row.expand(60, -1), seqs), strict=True):
+        begin, end = allowed[token]
+        assert begin - 2e-5 <= uniform(seq.params.seed, 0, 0) <= end + 2e-5
+    equal = sequences(400, temperature=1.0, top_k=3)
+    assert set(chosen(pick, torch.zeros(400, 5000), equal)) == {0, 1, 2}
+
+
+def test_any_top_k_is_taken(pick: NativePick) -> None:
+    logits = torch.zeros(2, 50)
+    assert all(0 <= token < 50 for token in chosen(pick, logits, sequences(2, top_k=2**70)))
