@@ -89,8 +89,8 @@ class PrefillPace:
         than those that would wait for them.
         """
         tokens = 4 * self._least / self._share
-        if self._light and (token_s := self._token_s()):
-            light = self._typical_light
+        light = self._typical_light if self._light else None
+        if light and (token_s := self._token_s(light)):
             step_s = max(0.0, light.seconds - light.tokens * token_s)
             # a step of many more tokens than those that were measured may be another matter
             most = 2 * max(step.tokens for step in self._heavy)
@@ -109,10 +109,9 @@ class PrefillPace:
             statistics.median(step.seconds for step in self._light),
         )
 
-    def _token_s(self) -> float:
+    def _token_s(self, light: _Step) -> float:
         """What a token adds: the median over steps with prefill, each weighing as much as it has
-        tokens more than a step without."""
-        light = self._typical_light
+        tokens more than one without."""
         slopes = sorted(
             ((step.seconds - light.seconds) / more, more)
             for step in self._heavy

@@ -48,9 +48,6 @@ struct Put {
     }
 };
 
-constexpr int64_t LANES = 16;
-typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
-
 // One by one: whole arrays of them, copied at once, would stay in memory instead of registers.
 inline Lanes lanes(const float *from) {
     Lanes found;

@@ -16,6 +16,10 @@
 #define HAS_PRODUCTS 0
 #endif
 
+// What is computed at once.
+constexpr int64_t LANES = 16;
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
+
 struct bfloat16 {
     uint16_t bits;
 };

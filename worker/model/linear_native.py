@@ -37,7 +37,7 @@ class ProductCall(ctypes.Structure):
 
 
 class NativeProducts:
-    """Packs weights for the products of a library that `has_products`; a `Packer`.
+    """Packs weights for the products of a library that `has_products`; as `Products`.
 
     Args:
         spare_bytes: memory in which weights may stand a second time, squeezed (`squeeze.cpp`):

@@ -22,7 +22,7 @@
 
 namespace {
 
-constexpr int64_t LANES = 16, PANEL = 2 * LANES;
+constexpr int64_t PANEL = 2 * LANES;
 constexpr int64_t NARROW_ROWS = 12;  // of a tile over one panel
 constexpr int64_t WIDE_ROWS = 6;     // of a tile over two, which reads less per product
 constexpr int64_t BLOCK_ROWS = 96;   // rows that stay in a core's cache while panels pass

@@ -1,4 +1,4 @@
-// Chooses a token for each row of logits: what sampler.py does by torch's operations, which pass over
+// Chooses a token for each row of logits: what pick_torch.py does by torch's operations, which pass over
 // a vocabulary a dozen times, and rank much of it where top_k or top_p cut it.
 //
 // Here a row that is cut is not ranked either. Its tokens fall into bins by how far they lie behind
@@ -12,8 +12,6 @@
 
 namespace {
 
-constexpr int64_t LANES = 16;
-typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t Integers __attribute__((vector_size(LANES * sizeof(int32_t))));
 
 constexpr int64_t PART = 256;  // tokens whose weights are summed before a draw looks among them

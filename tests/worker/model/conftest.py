@@ -10,6 +10,10 @@ import pytest
 import torch
 import transformers as hf
 
+from worker.model.kernels import load_kernels
+from worker.model.linear_native import NativeProducts
+from worker.model.pick_native import NativePick
+
 VOCAB = 384
 _LLAMA: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -146,3 +150,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return made[name]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def native_products() -> NativeProducts:
+    """The engine's own matrix products."""
+    kernels = load_kernels(lambda _text: None)
+    found = None if kernels is None else kernels[torch.bfloat16].products
+    if found is None:
+        pytest.skip("this processor or compiler has no such products")
+    return found
+
+
+@pytest.fixture(scope="session")
+def native_pick() -> NativePick:
+    """The engine's own way to choose tokens."""
+    kernels = load_kernels(lambda _text: None)
+    if kernels is None:
+        pytest.skip("there is no compiler for the kernels")
+    return NativePick(kernels[torch.float32].library)

@@ -7,18 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from worker.model.kernels import load_kernels
 from worker.model.linear_cpu import OneDnnProducts, PackedLinear, Products, can_pack, pack_linears
 from worker.model.linear_native import NativeProducts
 
 
-@pytest.fixture(scope="module")
-def native() -> NativeProducts:
-    kernels = load_kernels(lambda _text: None)
-    found = None if kernels is None else kernels[torch.bfloat16].products
-    if found is None:
-        pytest.skip("this processor or compiler has no such products")
-    return found
+@pytest.fixture
+def native(native_products: NativeProducts) -> NativeProducts:
+    return native_products
 
 
 @pytest.fixture(params=["native", "onednn"])

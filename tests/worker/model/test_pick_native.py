@@ -11,17 +11,13 @@ import torch
 
 from worker.engine.protocol import Job, SequenceParams
 from worker.engine.sequence import Sequence, sequences_of
-from worker.model.kernels import load_kernels
 from worker.model.noise import uniform
 from worker.model.pick_native import NativePick
 
 
-@pytest.fixture(scope="module")
-def pick() -> NativePick:
-    kernels = load_kernels(lambda _text: None)
-    if kernels is None:
-        pytest.skip("there is no compiler for the kernels")
-    return NativePick(kernels[torch.float32].library)
+@pytest.fixture
+def pick(native_pick: NativePick) -> NativePick:
+    return native_pick
 
 
 def sequences(number: int, **params: Any) -> list[Sequence]:

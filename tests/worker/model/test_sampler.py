@@ -10,19 +10,10 @@ import torch
 
 from worker.engine.protocol import Job, SequenceParams
 from worker.engine.sequence import Sequence, sequences_of
-from worker.model.kernels import load_kernels
 from worker.model.noise import uniform
-from worker.model.pick_native import NativePick
 from worker.model.pick_torch import TorchPick
 from worker.model.sampler import Choice, Draw, Pick
 from worker.model.sampler import sample as sample_by
-
-
-def native_pick() -> Pick:
-    kernels = load_kernels(lambda _text: None)
-    if kernels is None:
-        pytest.skip("there is no compiler for the kernels")
-    return NativePick(kernels[torch.float32].library)
 
 
 class Way:
@@ -34,7 +25,9 @@ class Way:
 @pytest.fixture(autouse=True, params=["torch", "native"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything here holds for both ways to choose."""
-    pick = TorchPick if request.param == "torch" else native_pick()
+    pick = TorchPick
+    if request.param == "native":
+        pick = request.getfixturevalue("native_pick")
     monkeypatch.setattr(Way, "pick", staticmethod(pick))
 
 

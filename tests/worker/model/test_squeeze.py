@@ -12,20 +12,15 @@ from torch import nn
 from worker.engine.config import EngineConfig
 from worker.engine.protocol import Job, SequenceParams
 from worker.model.build import build
-from worker.model.kernels import load_kernels
 from worker.model.linear_native import NativeProducts
 
 GIB = 1024**3
 ROWS = range(1, 13)  # with more than ten the weights themselves are read
 
 
-@pytest.fixture(scope="module")
-def plain() -> NativeProducts:
-    kernels = load_kernels(lambda _text: None)
-    found = None if kernels is None else kernels[torch.bfloat16].products
-    if found is None:
-        pytest.skip("this processor or compiler has no such products")
-    return found
+@pytest.fixture
+def plain(native_products: NativeProducts) -> NativeProducts:
+    return native_products
 
 
 def layer(inputs: int, outputs: int, *, bias: bool = False) -> nn.Linear:
