@@ -118,6 +118,10 @@ def main(
     engine: Annotated[
         str, _system("of our stack; sim needs no model, and shows the rest", metavar="NAME")
     ] = "paged",
+    prompt_lookup: Annotated[
+        bool,
+        _system("let our worker draft; off, as random weights repeat themselves more than people"),
+    ] = False,
     worker_args: Annotated[str, _system("more flags for our worker", metavar="FLAGS")] = "",
     direct: Annotated[bool, _system("also past our gateway, straight to the worker")] = True,
     repeats: Annotated[int, _how("3 or more for figures to report", min=1, metavar="N")] = 3,
@@ -163,6 +167,7 @@ def main(
             model_path=model_path,
             size=size,
             engine=engine,
+            prompt_lookup=prompt_lookup,
             worker_args=worker_args.split(),
             direct=direct,
             pause=pause,

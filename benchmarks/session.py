@@ -64,6 +64,7 @@ class Options:
     model_path: str = ""
     size: str = "400m"
     engine: str = "paged"
+    prompt_lookup: bool = False
     worker_args: Sequence[str] = ()
     direct: bool = True
     pause: bool = True
@@ -223,7 +224,8 @@ def _started(
             name = options.model or first_model(options.base_url, options.api_key)
             started.targets.append(Target("server", options.base_url, name))
         else:
-            flags = ["--engine", options.engine, *options.worker_args]
+            lookup = "--prompt-lookup" if options.prompt_lookup else "--no-prompt-lookup"
+            flags = ["--engine", options.engine, lookup, *options.worker_args]
             if folder is not None:
                 flags += ["--model-path", str(folder)]
             say("starting a stack on free ports")
@@ -245,6 +247,7 @@ def _settings(options: Options) -> dict[str, Any]:
         "pause": options.pause,
         "endpoint": options.endpoint,
         "temperature": options.temperature,
+        "prompt_lookup": options.prompt_lookup,
         "open_loop_seconds": options.open_s if options.rates_per_s else None,
     }
 

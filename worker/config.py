@@ -138,6 +138,11 @@ class Settings(TierSettings):
         description="on a CPU that gains by it, keep bfloat16 weights a second time in 12 bits, "
         "where a quarter of the free memory holds them",
     )
+    prompt_lookup: bool = Field(
+        True,
+        description="on a CPU, draft tokens from what a text has repeated, and keep those that "
+        "would have been sampled anyway",
+    )
     max_model_len: int | None = Field(
         None, ge=1, description="context length (from the model's configuration)"
     )

@@ -46,6 +46,11 @@ class _EngineCollector(Collector):
         counters = {
             "vllm:num_preemptions": ("Sequences preempted", load.preemptions),
             "trireme_engine_out_of_memory": ("Steps that found no memory", load.out_of_memory),
+            "vllm:spec_decode_num_draft_tokens": ("Tokens drafted", load.drafted_tokens),
+            "vllm:spec_decode_num_accepted_tokens": (
+                "Drafted tokens that were right",
+                load.accepted_tokens,
+            ),
             "trireme_engine_steps": ("Engine steps", load.step),
             "trireme_engine_restarts": ("Restarts of the engine", self._runtime.restarts),
         }

@@ -27,6 +27,7 @@ from typing import Final, TypeAlias, cast
 
 from worker.engine.beams import BeamGroup, BeamSearch, Candidates
 from worker.engine.blocks import BlockPool
+from worker.engine.drafts import drafts
 from worker.engine.faults import FAILED, NO_MEMORY, EngineBroken, OutOfMemory, StepCaps
 from worker.engine.grammar import GrammarError, Grammars, Matcher
 from worker.engine.protocol import (
@@ -96,6 +97,7 @@ class EngineCore:
         pool: KV blocks.
         max_running, max_batch_tokens: bounds of a step.
         overlap: whether to launch a step before the one before has ended; takes a `Launcher`.
+        drafts: whether to draft tokens by prompt lookup; not together with `overlap`.
         least_prefill: prompt tokens that a step always takes beside its decodes.
         vocab_size, eos_token_ids: of the model, for grammars.
         clock: seconds, monotonic.
@@ -109,6 +111,7 @@ class EngineCore:
         max_running: int,
         max_batch_tokens: int,
         overlap: bool = False,
+        drafts: bool = False,
         least_prefill: int = 16,
         vocab_size: int = 0,
         eos_token_ids: SequenceOf[int] = (),
@@ -116,6 +119,7 @@ class EngineCore:
     ) -> None:
         self.runner = runner
         self._overlap = overlap
+        self._drafts = drafts
         self._flight: _Flight | None = None
         self._landed_s = 0.0
         self._pool = pool
@@ -136,6 +140,8 @@ class EngineCore:
         self._steps = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
+        self._drafted_tokens = 0
+        self._accepted_tokens = 0
         self._prefill_rate = Rate()
         self._decode_rate = Rate()
         self._pace = PrefillPace(least=least_prefill)
@@ -222,13 +228,19 @@ class EngineCore:
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
             out_of_memory=self._out_of_memory,
+            drafted_tokens=self._drafted_tokens,
+            accepted_tokens=self._accepted_tokens,
         )
 
     def _schedule(self) -> list[Scheduled]:
         scheduler, caps = self._scheduler, self._caps
         caps.ease(self._clock())
         scheduler.limit(caps.running, caps.tokens_beside(scheduler.num_decodes))
-        return scheduler.schedule(self._pace.budget(scheduler.num_prefills, scheduler.num_decodes))
+        prefill = self._pace.budget(scheduler.num_prefills, scheduler.num_decodes)
+        step_tokens = self._pace.step_tokens if self._drafts else None
+        if step_tokens is None:
+            return scheduler.schedule(prefill)
+        return scheduler.schedule(prefill, drafts(scheduler.decodes, step_tokens))
 
     def _launch(self, batch: list[Scheduled], *, waits: bool = False) -> _Flight | Exception:
         """Begin a step; what it raised, when it cannot be computed.
@@ -367,7 +379,7 @@ class EngineCore:
             self._restart(flight.batch)
             return []
         now_s = self._clock()
-        self._count(flight.batch, now_s - max(flight.started_s, self._landed_s))
+        self._count(flight.batch, results, now_s - max(flight.started_s, self._landed_s))
         self._landed_s = now_s
         counted = {id(item) for item in flight.counted}
         pairs = zip(flight.batch, results, strict=True)
@@ -412,7 +424,12 @@ class EngineCore:
         return outputs
 
     def _resolve(self, item: Scheduled, result: RowResult) -> list[tuple[str, Output]]:
-        self._scheduler.resolve(item, result.token_id)
+        more = [one.token_id for one in result.more if one.token_id is not None]
+        self._scheduler.resolve(item, result.token_id, more)
+        if item.draft and item.seq.lookup is not None:
+            item.seq.lookup.learn(len(item.draft), len(more))
+            self._drafted_tokens += len(item.draft)
+            self._accepted_tokens += len(more)
         return []
 
     def _tell(self, item: Scheduled, result: RowResult) -> list[tuple[str, Output]]:
@@ -498,11 +515,14 @@ class EngineCore:
         self._jobs.pop(job_id, None)
         self._groups.pop(job_id, None)
 
-    def _count(self, batch: SequenceOf[Scheduled], seconds: float) -> None:
-        prefill = sum(item.num_new for item in batch if item.num_new > 1)
-        self._pace.observe(prefill, sum(item.num_new == 1 for item in batch), seconds)
+    def _count(
+        self, batch: SequenceOf[Scheduled], results: SequenceOf[RowResult], seconds: float
+    ) -> None:
+        prefill = sum(item.num_new for item in batch if not item.is_decode)
+        self._pace.observe(prefill, sum(item.num_new for item in batch) - prefill, seconds)
         self._prefill_rate.add(prefill, seconds)
-        self._decode_rate.add(sum(item.samples for item in batch), seconds)
+        sampled = sum(item.samples for item in batch) + sum(len(one.more) for one in results)
+        self._decode_rate.add(sampled, seconds)
 
 
 def _halves(batch: SequenceOf[Scheduled]) -> list[list[Scheduled]]:
@@ -511,13 +531,16 @@ def _halves(batch: SequenceOf[Scheduled]) -> list[list[Scheduled]]:
 
 
 def step_output(seq: Sequence, result: RowResult) -> StepOutput:
-    """What a sequence gained since it was last asked: a token, and what its grammar forced."""
+    """What a sequence gained since it was last asked: a token, and what its grammar forced, or
+    what it had drafted."""
     pos, seq.num_told = seq.num_told, seq.num_output
+    ids = seq.token_ids[seq.prompt_len + pos :]
+    found = [one.logprob for one in (result, *result.more)[: len(ids)] if one.logprob is not None]
     return StepOutput(
         index=seq.index,
         pos=pos,
-        ids=seq.token_ids[seq.prompt_len + pos :],
-        logprobs=None if result.logprob is None else [result.logprob],
+        ids=ids,
+        logprobs=found or None,
         finish=seq.finish,
         stop_token=seq.stop_token,
         cached_tokens=seq.num_cached or 0,

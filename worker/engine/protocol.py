@@ -189,6 +189,7 @@ class EngineLoad:
         step: counts steps. busy: whether there is work: a still `step` means trouble only then.
         preemptions, prompt_tokens, generation_tokens: totals since the start.
         out_of_memory: steps that found no memory, since the start.
+        drafted_tokens, accepted_tokens: by prompt lookup, and kept of them, since the start.
     """
 
     running: int = 0
@@ -203,6 +204,8 @@ class EngineLoad:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     out_of_memory: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Engine(Protocol):

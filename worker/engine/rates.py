@@ -81,6 +81,15 @@ class PrefillPace:
         elif not self._light or step.seconds > self._typical_light.seconds:
             self._heavy.append(step)  # one that was as short as one without tells nothing
 
+    @property
+    def step_tokens(self) -> float | None:
+        """What a step takes beside what each of its tokens takes, as a number of tokens; None
+        while that is not known."""
+        light = self._typical_light if self._light else None
+        if light and (token_s := self._token_s(light)):
+            return max(0.0, light.seconds / token_s - light.tokens)
+        return None
+
     def budget(self, num_waiting: int, num_decodes: int) -> PrefillBudget:
         """The next step's, if it has decodes.
 
@@ -89,12 +98,10 @@ class PrefillPace:
         than those that would wait for them.
         """
         tokens = 4 * self._least / self._share
-        light = self._typical_light if self._light else None
-        if light and (token_s := self._token_s(light)):
-            step_s = max(0.0, light.seconds - light.tokens * token_s)
+        if (step_tokens := self.step_tokens) is not None:
             # a step of many more tokens than those that were measured may be another matter
             most = 2 * max(step.tokens for step in self._heavy)
-            tokens = min(step_s / token_s + num_decodes, most)
+            tokens = min(step_tokens + num_decodes, most)
         tokens *= max(1.0, 2 * (num_waiting - 1) / max(1, num_decodes)) ** 2
         return PrefillBudget(
             tokens=self._bounded(self._burst * tokens), long=self._bounded(self._share * tokens)

@@ -63,6 +63,7 @@ def _process(name: str) -> EngineKind:
                 max_running=settings.max_running,
                 native_kernels=settings.native_kernels,
                 squeeze_weights=settings.squeeze_weights,
+                prompt_lookup=settings.prompt_lookup,
                 seed=settings.seed,
                 stall_s=settings.engine_stall_s,
             )

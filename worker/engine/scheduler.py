@@ -9,9 +9,10 @@ recomputed later (vLLM's preemption by recomputation).
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
 from worker.engine.blocks import BlockPool
@@ -32,18 +33,32 @@ of logits as wide as the vocabulary, so those of a long prompt would fill the me
 class Scheduled:
     """Tokens of a sequence to compute in a step: `num_new` from position `start` on.
 
-    `samples` says whether they reach the sequence's last token, so that a new one is sampled.
+    Attributes:
+        samples: whether they reach the sequence's last token, so that a new one is sampled.
+        draft: tokens that may come next, the last ones of `num_new`. Behind each a token is
+            sampled too; what follows a wrong one is of no worth.
     """
 
     seq: Sequence
     num_new: int
     start: int
     samples: bool
+    draft: SequenceOf[int] = ()
 
     @classmethod
     def next_of(cls, seq: Sequence, num_new: int) -> Scheduled:
         """The next `num_new` tokens of `seq`."""
         return cls(seq, num_new, seq.num_computed, samples=num_new == seq.num_pending)
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether it goes on from one token, a sampled one, and what was drafted behind it."""
+        return self.num_new == 1 + len(self.draft)
+
+    def token_ids(self) -> list[int]:
+        """The tokens to compute."""
+        own = self.num_new - len(self.draft)
+        return [*self.seq.token_ids[self.start : self.start + own], *self.draft]
 
 
 class _Left:
@@ -117,9 +132,14 @@ class Scheduler:
         return len(self._waiting)
 
     @property
-    def num_decodes(self) -> int:
+    def decodes(self) -> list[Sequence]:
         """Running sequences whose prefill is done."""
-        return sum(seq.num_pending <= 1 for seq in self.running)
+        return [seq for seq in self.running if seq.num_pending <= 1]
+
+    @property
+    def num_decodes(self) -> int:
+        """How many `decodes` there are."""
+        return len(self.decodes)
 
     @property
     def num_prefills(self) -> int:
@@ -159,11 +179,16 @@ class Scheduler:
         everyone = [*self.running, *self._waiting]
         return [seq for seq in everyone if seq.deadline is not None and seq.deadline <= now_s]
 
-    def schedule(self, prefill: PrefillBudget | None = None) -> list[Scheduled]:
+    def schedule(
+        self,
+        prefill: PrefillBudget | None = None,
+        drafts: Mapping[int, SequenceOf[int]] = MappingProxyType({}),
+    ) -> list[Scheduled]:
         """The next step's work: decodes, then running prefills, then admissions.
 
         Args:
             prefill: bound on the prefills of a step that has decodes; None for none of their own.
+            drafts: what to compute ahead of decodes where there is room, by `id` of the sequence.
         """
         batch: list[Scheduled] = []
         in_turn = _in_turn(self.running)
@@ -176,6 +201,8 @@ class Scheduler:
         while not batch and self._waiting and (parked := self._parked()):
             self._preempt(_in_turn(parked)[-1], batch)
             self._admit(left, batch)
+        if drafts:
+            self._draft(drafts, batch)
         return batch
 
     def fork(self, seq: Sequence, branches: SequenceOf[Sequence]) -> list[tuple[int, int]]:
@@ -235,23 +262,45 @@ class Scheduler:
             batch.append(Scheduled.next_of(seq, num_new))
             left.spend(seq, num_new)
 
+    def _draft(self, drafts: Mapping[int, SequenceOf[int]], batch: list[Scheduled]) -> None:
+        """Let decodes run ahead, in what the others leave of the step's tokens and of the blocks:
+        one for each that runs, so that nobody is preempted for drafts."""
+        spare = self._max_batch_tokens - sum(item.num_new for item in batch)
+        for number, item in enumerate(batch):
+            draft = drafts.get(id(item.seq), ())[: max(0, spare)]
+            num_tokens = item.start + item.num_new + len(draft)
+            missing = self._pool.missing(item.seq, num_tokens)
+            if not draft or (missing and missing + len(self.running) > self._pool.num_free):
+                continue
+            self._pool.grow(item.seq, num_tokens)
+            spare -= len(draft)
+            batch[number] = replace(item, num_new=item.num_new + len(draft), draft=draft)
+
     def advance(self, batch: SequenceOf[Scheduled]) -> None:
         """Count a step as computed, with `PENDING` for the tokens that it samples."""
         for item in batch:
-            item.seq.num_computed += item.num_new
+            item.seq.num_computed += item.num_new - len(item.draft)
             self._pool.publish(item.seq)
             if item.samples and not item.seq.is_beam:
                 item.seq.reserve()
 
-    def resolve(self, item: Scheduled, token_id: int | None) -> None:
-        """Take the token of an entry of a counted step, None where none was sampled.
+    def resolve(self, item: Scheduled, token_id: int | None, more: SequenceOf[int] = ()) -> None:
+        """Take the token of an entry of a counted step, None where none was sampled, and those
+        behind it, whose keys and values are computed but for the last one's.
 
-        What it ends is still to be removed.
+        What they end is still to be removed.
         """
         seq = item.seq
         before = seq.num_output - 1  # the token takes the place that was reserved
         if token_id is not None and not seq.is_beam:
             seq.resolve(token_id)
+        for token in more:
+            if seq.finish is not None:
+                break
+            seq.num_computed += 1
+            seq.append(token)
+        if more:
+            self._pool.publish(seq)
         if item.samples:
             num_tokens = 1 if seq.is_beam else seq.num_output - before
             self._waiting.charge_generated(seq.tenant, num_tokens)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from worker.engine.grammar import Matcher
+from worker.engine.lookup import Lookup
 from worker.engine.protocol import Finish, Job, RawLogprob, SequenceParams
 
 PENDING: Final = -1
@@ -31,6 +33,7 @@ class Sequence:
         matcher: holds the output to a grammar.
         stop_token: the one that ended it. num_told: how much of the output was given out.
         output_counts: how often each generated token occurs, for the penalties.
+        lookup: where its drafts come from, once it has any.
     """
 
     job_id: str
@@ -56,6 +59,7 @@ class Sequence:
     finish: Finish | None = None
     stop_token: int | None = None
     num_told: int = 0
+    lookup: Lookup | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -154,7 +158,16 @@ def branch_of(seq: Sequence, index: int) -> Sequence:
         block_table=[],
         num_hashed=0,
         block_hashes=[],
+        lookup=None,
     )
+
+
+def ahead_of(seq: Sequence, tokens: SequenceOf[int]) -> Sequence:
+    """What `seq` is for a sampler once it has generated `tokens` too."""
+    ahead = branch_of(seq, seq.index)
+    ahead.token_ids.extend(tokens)
+    ahead.output_counts.update(tokens)
+    return ahead
 
 
 def sequences_of(

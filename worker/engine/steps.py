@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from worker.engine.beams import Candidates
@@ -23,6 +23,7 @@ class RowResult:
         late: whether a step launched meanwhile went on from another token than `token_id`, so that
             what it computed for the sequence must be computed again.
         candidates: the next tokens of a beam, in place of a sampled one.
+        more: the tokens behind `token_id`, as far as the entry's draft was right.
     """
 
     token_id: int | None = None
@@ -31,6 +32,20 @@ class RowResult:
     finite: bool = True
     late: bool = False
     candidates: Candidates | None = None
+    more: SequenceOf[RowResult] = ()
+
+
+def kept_of(draft: SequenceOf[int], found: SequenceOf[RowResult]) -> RowResult:
+    """What an entry with a draft gave.
+
+    Args:
+        draft: drafted tokens.
+        found: what was sampled before the first of them, and behind each.
+    """
+    num = 0
+    while num < len(draft) and found[num].token_id == draft[num] and found[num + 1].finite:
+        num += 1
+    return replace(found[0], more=tuple(found[1 : num + 1]))
 
 
 class Runner(Protocol):

@@ -235,6 +235,7 @@ def build_paged(
         max_running=max_running,
         max_batch_tokens=max_batch_tokens,
         overlap=overlap,
+        drafts=config.prompt_lookup and on_cpu and not overlap,
         least_prefill=_LEAST_PREFILL_CPU if on_cpu else _LEAST_PREFILL_GPU,
         vocab_size=loaded.vocab_size,
         eos_token_ids=loaded.eos_token_ids,

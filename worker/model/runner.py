@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Sequence as SequenceOf
 from typing import Any
 
 import torch
 
 from worker.engine.scheduler import Scheduled
-from worker.engine.steps import RowResult
+from worker.engine.sequence import Sequence, ahead_of
+from worker.engine.steps import RowResult, kept_of
 from worker.model.attention import PagedAttention, Span
 from worker.model.border import border
 from worker.model.pick_torch import TorchPick
 from worker.model.pooling import pooled
-from worker.model.sampler import Pick, prompt_logprobs, sample
+from worker.model.sampler import Choice, Pick, prompt_logprobs, sample
 from worker.model.transfer import rows_of, to_device
 from worker.sentence_files import Pooling
 
@@ -59,35 +61,39 @@ class ModelRunner:
     def _run(self, batch: SequenceOf[Scheduled]) -> list[RowResult]:
         rows, kept = rows_to_keep(batch)
         spans = [Span(item.start, item.num_new, item.seq.block_table) for item in batch]
-        token_ids = [
-            token
-            for item, span in zip(batch, spans, strict=True)
-            for token in item.seq.token_ids[span.start : span.end]
+        logits = self.logits([id for item in batch for id in item.token_ids()], spans, kept)
+        wanted = [
+            (row, ahead_of(item.seq, item.draft[:num]) if num else item.seq)
+            for item, own in zip(batch, rows, strict=True)
+            if item.samples
+            for num, row in enumerate(own[-1 - len(item.draft) :])
         ]
-        logits = self.logits(token_ids, spans, kept)
-        sampling = [number for number, item in enumerate(batch) if item.samples]
-        choices = (
-            sample(
-                rows_of(logits, [rows[number][-1] for number in sampling]),
-                [batch[number].seq for number in sampling],
-                self._pick,
-            )
-            if sampling
-            else []
-        )
-        results = [
-            RowResult(prompt_logprobs=prompt_part(item, logits, row))
-            for item, row in zip(batch, rows, strict=True)
-        ]
-        for number, choice in zip(sampling, choices, strict=True):
-            results[number] = RowResult(
-                choice.token_id,
-                choice.logprob,
-                results[number].prompt_logprobs,
-                finite=choice.token_id is not None,
-                candidates=choice.candidates,
-            )
+        choices = iter(self._sample(logits, wanted) if wanted else ())
+        results: list[RowResult] = []
+        for item, own in zip(batch, rows, strict=True):
+            scores = prompt_part(item, logits, own)
+            if not item.samples:
+                results.append(RowResult(prompt_logprobs=scores))
+                continue
+            found = [
+                RowResult(
+                    choice.token_id,
+                    choice.logprob,
+                    scores,
+                    finite=choice.token_id is not None,
+                    candidates=choice.candidates,
+                )
+                for choice in itertools.islice(choices, 1 + len(item.draft))
+            ]
+            results.append(kept_of(item.draft, found))
         return results
+
+    def _sample(
+        self, logits: torch.Tensor, wanted: SequenceOf[tuple[int, Sequence]]
+    ) -> list[Choice]:
+        """A token for each of these rows, by the sequence as it is there."""
+        rows, seqs = zip(*wanted, strict=True)
+        return sample(rows_of(logits, rows), seqs, self._pick)
 
     def check(self) -> None:
         """Run the model over a short text, storing nothing; raises when it does not work."""
@@ -166,7 +172,7 @@ def rows_to_keep(batch: SequenceOf[Scheduled]) -> tuple[list[list[int]], list[in
     for item in batch:
         wanted = range(item.num_new if item.seq.scores_prompt else 0)
         if not wanted and item.samples:
-            wanted = range(item.num_new - 1, item.num_new)
+            wanted = range(item.num_new - 1 - len(item.draft), item.num_new)
         rows.append(list(range(len(kept), len(kept) + len(wanted))))
         kept += [offset + at for at in wanted]
         offset += item.num_new

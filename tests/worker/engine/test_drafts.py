@@ -1,0 +1,204 @@
+"""An engine that drafts gives what one without gives, whatever ends, fails or is taken back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.worker.engine.hash_runner import STOP, VOCAB, jobs, note, outputs_of
+from worker.engine.blocks import BlockPool
+from worker.engine.engine import EngineCore
+from worker.engine.faults import OutOfMemory
+from worker.engine.protocol import Job, RawLogprob, SequenceParams, StepOutput
+from worker.engine.scheduler import Scheduled
+from worker.engine.steps import RowResult, kept_of
+
+BLOCK = 4
+
+
+@dataclass
+class StoringRunner:
+    """Has a KV pool that stores tokens, and reads them back: a token depends on all before it as
+    they are stored. Mostly a text goes on as six tokens before.
+
+    Attributes:
+        now: seconds; a step takes 8, and one for each token.
+        fails: tokens of a step from which on it finds no memory.
+        raises: the number of a step that cannot be computed.
+    """
+
+    fails: int = 1000
+    raises: int = -1
+    now: float = 0.0
+    steps: int = 0
+    stored: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def run(self, batch: SequenceOf[Scheduled]) -> list[RowResult]:
+        self.steps += 1
+        num_tokens = sum(item.num_new for item in batch)
+        if self.steps == self.raises:
+            raise RuntimeError("this step is not computed")
+        if num_tokens > self.fails:
+            raise OutOfMemory
+        self.now += 8 + num_tokens
+        return [self._row(item) for item in batch]
+
+    def _row(self, item: Scheduled) -> RowResult:
+        tokens, table = item.token_ids(), item.seq.block_table
+        assert len(tokens) == item.num_new
+        for at, token in enumerate(tokens, item.start):
+            self.stored[table[at // BLOCK], at % BLOCK] = token
+        if not item.samples:
+            return RowResult()
+        end = item.start + item.num_new
+        text = [self.stored[table[at // BLOCK], at % BLOCK] for at in range(end)]
+        ends = range(end - len(item.draft), end + 1)
+        return kept_of(item.draft, [self._next(text[:at], item) for at in ends])
+
+    def _next(self, text: list[int], item: Scheduled) -> RowResult:
+        rng = random.Random(str((text, item.seq.params.seed, item.seq.index)))
+        token = rng.randrange(VOCAB) if rng.random() < 0.1 or len(text) < 6 else text[-6]
+        wants = item.seq.params.logprobs is not None
+        return RowResult(token, RawLogprob(token, -float(len(text))) if wants else None)
+
+    def check(self) -> None:
+        pass
+
+    def clear(self, blocks: list[int]) -> None:
+        for key in [key for key in self.stored if key[0] in blocks]:
+            del self.stored[key]
+
+
+def core(runner: StoringRunner, *, drafts: bool, num_blocks: int = 200) -> EngineCore:
+    return EngineCore(
+        runner,
+        BlockPool(num_blocks, BLOCK),
+        max_running=6,
+        max_batch_tokens=30,
+        drafts=drafts,
+        clock=lambda: runner.now,
+    )
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("num_blocks", [18, 200])
+def test_drafts_change_no_token(seed: int, num_blocks: int) -> None:
+    """With few blocks sequences are preempted, but not more of them: drafts take what is left."""
+    work = jobs(seed)
+    plain, runner = StoringRunner(), StoringRunner()
+    without = core(plain, drafts=False, num_blocks=num_blocks)
+    expected = outputs_of(without, work)
+    of = core(runner, drafts=True, num_blocks=num_blocks)
+    assert outputs_of(of, work) == expected
+    load = of.load()
+    assert load.kv_free == 1.0
+    assert load.generation_tokens == without.load().generation_tokens
+    assert 0 < load.accepted_tokens < load.drafted_tokens
+    assert (load.preemptions > 0) == (num_blocks == 18)
+    assert runner.now < plain.now
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_aborted_jobs_leave_the_others_as_they_are(seed: int) -> None:
+    work = jobs(seed)
+    expected = outputs_of(core(StoringRunner(), drafts=False), work)
+    of = core(StoringRunner(), drafts=True, num_blocks=20)
+    found = outputs_of(of, work, abort_seed=seed)
+    assert of.load().kv_free == 1.0
+    assert any(found[key] == expected[key] for key in found)
+    for key, tokens in found.items():
+        assert tokens == expected[key][: len(tokens)]
+
+
+@pytest.mark.parametrize("fault", [{"fails": 9}, {"raises": 30}])
+def test_a_step_that_fails_is_computed_in_parts_with_its_drafts(fault: dict[str, int]) -> None:
+    """One that found no memory is made smaller: drafts give way first."""
+    work = jobs(1)
+    expected = outputs_of(core(StoringRunner(), drafts=False), work)
+    of = core(StoringRunner(**fault), drafts=True)
+    assert outputs_of(of, work) == expected
+    assert of.load().accepted_tokens > 0
+    assert (of.load().out_of_memory > 0) == ("fails" in fault)
+
+
+def test_a_stop_token_inside_a_draft_ends_the_text() -> None:
+    class Counting(StoringRunner):
+        def _next(self, text: list[int], item: Scheduled) -> RowResult:
+            return RowResult(text[-5])
+
+    prompt = [1, 2, 3, STOP, 5] * 3 + [1]
+    params = SequenceParams(max_tokens=40, stop_token_ids=(STOP,))
+    runner = Counting(now=0.0)
+    of = core(runner, drafts=True)
+    teach(of)
+    steps = runner.steps
+    found = outputs_of(of, [Job("a", prompt, params)])
+    assert found["a", 0] == [2, 3, STOP, "stop"]
+    assert runner.steps - steps == 2  # the prompt, and one with drafts
+    assert of.load().kv_free == 1.0
+
+
+def teach(of: EngineCore) -> None:
+    """Let an engine learn what steps and tokens take."""
+    outputs_of(of, [Job("first", list(range(20, 40)), SequenceParams(max_tokens=3))])
+
+
+def test_what_drafts_are_worth_is_to_be_known_first() -> None:
+    of = core(StoringRunner(), drafts=True)
+    of.submit(Job("a", [1] * 9, SequenceParams(max_tokens=9)))
+    of.step()
+    of.step()
+    assert of.load().drafted_tokens == 0
+    of.step()
+    assert of.load().drafted_tokens > 0
+
+
+def test_each_token_of_a_draft_has_its_log_probability() -> None:
+    params = SequenceParams(max_tokens=30, logprobs=0)
+    told: list[tuple[int, RawLogprob]] = []
+    of = core(StoringRunner(), drafts=True)
+    teach(of)
+    of.submit(Job("a", list(range(6)) * 3, params))
+    longest = 0
+    while of.has_work:
+        for _job_id, output in of.step():
+            assert isinstance(output, StepOutput)
+            assert output.logprobs is not None
+            longest = max(longest, len(output.ids))
+            told += zip(output.ids, output.logprobs, strict=True)
+    assert longest > 4
+    assert [one.token_id for _id, one in told] == [id for id, _one in told]
+    assert [one.logprob for _id, one in told] == [-float(18 + at) for at in range(30)]
+
+
+def test_nothing_behind_a_row_that_is_not_finite_is_kept() -> None:
+    rows = [RowResult(1), RowResult(2), RowResult(None, finite=False), RowResult(4)]
+    assert kept_of([1, 2, 3], rows) == RowResult(1, more=(RowResult(2),))
+    assert kept_of([1, 9, 3], rows) == RowResult(1, more=(RowResult(2),))
+    assert kept_of([9, 2, 3], rows) == RowResult(1)
+
+
+def test_blocks_written_by_drafts_are_found_by_others() -> None:
+    """What was kept is in the prefix cache; what was wrong is not."""
+    of = core(StoringRunner(), drafts=True)
+    teach(of)
+    prompt = list(range(6)) * 3
+    first: dict[Any, Any] = {("a", 0): []}
+    of.submit(Job("a", prompt, SequenceParams(max_tokens=60)))
+    while of.has_work:
+        for job_id, output in of.step():
+            note(first, job_id, output)
+    assert of.load().accepted_tokens > 20
+    tokens = [*prompt, *first["a", 0][:60]]
+    of.submit(Job("b", tokens, SequenceParams(max_tokens=1)))
+    [(_job_id, output)] = of.step()
+    assert isinstance(output, StepOutput)
+    # the last block is not full or holds the last token, which was never computed
+    assert output.cached_tokens == (len(tokens) - 1) // BLOCK * BLOCK
+    again = core(StoringRunner(), drafts=False)
+    expected = outputs_of(again, [Job("b", tokens, SequenceParams(max_tokens=1))])
+    assert output.ids == expected["b", 0][:1]
