@@ -132,3 +132,18 @@ def test_steps_that_cost_no_more_than_decodes_do_not_drive_the_budget_up() -> No
         assert pace.budget(1, 4) == known
     pace.observe(10**6, 1, 0.1 + 1e-9)
     assert pace.budget(10, 1) == PrefillBudget(tokens=10**6, long=10**6)
+
+
+@pytest.mark.parametrize("drafted", [0, 5])
+def test_what_a_step_takes_is_told_in_tokens(drafted: int) -> None:
+    """Also from steps with drafts, which have more tokens than sequences."""
+    pace = PrefillPace()
+    _steps(pace, 3, 0, 8)
+    assert pace.step_tokens is None
+    _steps(pace, 3, 100, 8)
+    _steps(pace, 31, 0, 8 + drafted)
+    assert pace.step_tokens == pytest.approx(STEP_S / TOKEN_S)
+    free = PrefillPace()
+    free.observe(0, 8, 8 * TOKEN_S / 2)
+    free.observe(100, 8, 108 * TOKEN_S)
+    assert free.step_tokens == 0
