@@ -224,8 +224,8 @@ def _started(
             name = options.model or first_model(options.base_url, options.api_key)
             started.targets.append(Target("server", options.base_url, name))
         else:
-            lookup = "--prompt-lookup" if options.prompt_lookup else "--no-prompt-lookup"
-            flags = ["--engine", options.engine, lookup, *options.worker_args]
+            lookup = "auto" if options.prompt_lookup else "off"
+            flags = ["--engine", options.engine, "--prompt-lookup", lookup, *options.worker_args]
             if folder is not None:
                 flags += ["--model-path", str(folder)]
             say("starting a stack on free ports")

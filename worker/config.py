@@ -138,10 +138,11 @@ class Settings(TierSettings):
         description="on a CPU that gains by it, keep bfloat16 weights a second time in 12 bits, "
         "where a quarter of the free memory holds them",
     )
-    prompt_lookup: bool = Field(
-        True,
+    prompt_lookup: Literal["auto", "on", "off"] = Field(
+        "auto",
         description="on a CPU, draft tokens from what a text has repeated, and keep those that "
-        "would have been sampled anyway",
+        "are sampled anyway; auto does where a token does not depend on what is computed beside "
+        "it: in float32, and in bfloat16 where layers run on the engine's own kernels",
     )
     max_model_len: int | None = Field(
         None, ge=1, description="context length (from the model's configuration)"
@@ -209,6 +210,8 @@ class Settings(TierSettings):
             raise ValueError("--conv-template and --chat-template exclude each other")
         if self.chat_template and not self.engine_kind.needs_model:
             raise ValueError(f"--chat-template: --engine {self.engine} takes --conv-template only")
+        if self.overlap == "on" and self.prompt_lookup == "on":
+            raise ValueError("--overlap on and --prompt-lookup on exclude each other")
         if self.model_path is not None and not self.model_path.strip():
             raise ValueError("--model-path is empty")
         self._check_tensor_parallel()

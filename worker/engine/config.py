@@ -27,7 +27,7 @@ class EngineConfig:
         max_running: sequences in the batch.
         native_kernels: whether to compile and use the engine's own CPU kernels.
         squeeze_weights: whether these may keep weights in a second form.
-        prompt_lookup: whether to draft tokens from what a text has repeated.
+        prompt_lookup: on, off or auto: whether to draft tokens from what a text has repeated.
         seed: seeds the engine's own choices.
         stall_s: seconds without any progress after which the process is taken for hung.
         load_stall_s: the same while it loads, when reading, writing and computing are progress.
@@ -55,7 +55,7 @@ class EngineConfig:
     max_running: int | None = None
     native_kernels: bool = True
     squeeze_weights: bool = True
-    prompt_lookup: bool = True
+    prompt_lookup: str = "auto"
     seed: int | None = None
     stall_s: float = 10.0
     load_stall_s: float = 120.0

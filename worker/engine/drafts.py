@@ -2,20 +2,23 @@
 
 A step computes drafted tokens together with the last sampled one, samples behind each of them, and
 keeps those that were drafted right. A token's noise comes from its position, so what is kept is
-what would have been sampled without drafts, at any temperature. Pure.
+what would have been sampled without drafts, at any temperature. No clock, no torch, no I/O.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence as SequenceOf
 from typing import Final
 
-from worker.engine.lookup import Lookup, continued
+from worker.engine.lookup import Found, Lookup, continued
 from worker.engine.sequence import Sequence
 
 MOST_DRAFTED: Final = 16
 """Of one sequence in a step."""
+MOST_SLOWED: Final = 1.5
+"""How many times as long a sequence may wait for its tokens because of the drafts of others."""
 
 
 def drafts(seqs: SequenceOf[Sequence], step_tokens: float) -> dict[int, list[int]]:
@@ -29,29 +32,48 @@ def drafts(seqs: SequenceOf[Sequence], step_tokens: float) -> dict[int, list[int
             does not run ahead.
         step_tokens: what a step takes beside what each of its tokens takes, as a number of tokens.
     """
-    found = [
+    places = [
         (seq, place)
         for seq in seqs
         if _most(seq) and (place := _lookup_of(seq).find(seq.token_ids)) is not None
     ]
-    gained = computed = float(len(seqs))
-    nums = [0] * len(found)
-    likeliest = [(-place.odds, number) for number, (_seq, place) in enumerate(found)]
+    paying = _paying(places, len(seqs), step_tokens)
+    gains = [1.0] * len(places)
+    for number, chance in paying:
+        gains[number] += chance
+    least_gain = min(gains) if len(gains) == len(seqs) > 0 else 1.0
+    without = step_tokens + len(seqs)
+    if without + len(paying) > MOST_SLOWED * least_gain * without:
+        del paying[int((MOST_SLOWED - 1) * without) :]
+    nums = Counter(number for number, _chance in paying)
+    return {
+        id(seq): continued(seq.token_ids, place.period, nums[number])
+        for number, (seq, place) in enumerate(places)
+        if nums[number]
+    }
+
+
+def _paying(
+    places: SequenceOf[tuple[Sequence, Found]], num_seqs: int, step_tokens: float
+) -> list[tuple[int, float]]:
+    """The drafted tokens that make a step's tokens cheaper, the likeliest first: the number of
+    their place, and the chance that they are kept."""
+    found: list[tuple[int, float]] = []
+    expected = float(num_seqs)
+    nums = [0] * len(places)
+    likeliest = [(-place.odds, number) for number, (_seq, place) in enumerate(places)]
     heapq.heapify(likeliest)
     while likeliest:
         minus, number = heapq.heappop(likeliest)
-        seq, place = found[number]
-        if -minus * (step_tokens + computed) < gained:
+        if -minus * (step_tokens + num_seqs + len(found)) < expected:
             break
-        gained, computed = gained - minus, computed + 1
+        found.append((number, -minus))
+        expected -= minus
         nums[number] += 1
+        seq, place = places[number]
         if nums[number] < _most(seq):
             heapq.heappush(likeliest, (minus * place.odds, number))
-    return {
-        id(seq): continued(seq.token_ids, place.period, num)
-        for (seq, place), num in zip(found, nums, strict=True)
-        if num
-    }
+    return found
 
 
 def _most(seq: Sequence) -> int:

@@ -27,7 +27,7 @@ from typing import Final, TypeAlias, cast
 
 from worker.engine.beams import BeamGroup, BeamSearch, Candidates
 from worker.engine.blocks import BlockPool
-from worker.engine.drafts import drafts
+from worker.engine.drafts import drafts as drafted_for
 from worker.engine.faults import FAILED, NO_MEMORY, EngineBroken, OutOfMemory, StepCaps
 from worker.engine.grammar import GrammarError, Grammars, Matcher
 from worker.engine.protocol import (
@@ -240,7 +240,7 @@ class EngineCore:
         step_tokens = self._pace.step_tokens if self._drafts else None
         if step_tokens is None:
             return scheduler.schedule(prefill)
-        return scheduler.schedule(prefill, drafts(scheduler.decodes, step_tokens))
+        return scheduler.schedule(prefill, drafted_for(scheduler.decodes, step_tokens))
 
     def _launch(self, batch: list[Scheduled], *, waits: bool = False) -> _Flight | Exception:
         """Begin a step; what it raised, when it cannot be computed.
@@ -425,11 +425,8 @@ class EngineCore:
 
     def _resolve(self, item: Scheduled, result: RowResult) -> list[tuple[str, Output]]:
         more = [one.token_id for one in result.more if one.token_id is not None]
-        self._scheduler.resolve(item, result.token_id, more)
-        if item.draft and item.seq.lookup is not None:
-            item.seq.lookup.learn(len(item.draft), len(more))
-            self._drafted_tokens += len(item.draft)
-            self._accepted_tokens += len(more)
+        self._drafted_tokens += len(item.draft)
+        self._accepted_tokens += self._scheduler.resolve(item, result.token_id, more)
         return []
 
     def _tell(self, item: Scheduled, result: RowResult) -> list[tuple[str, Output]]:
@@ -519,7 +516,8 @@ class EngineCore:
         self, batch: SequenceOf[Scheduled], results: SequenceOf[RowResult], seconds: float
     ) -> None:
         prefill = sum(item.num_new for item in batch if not item.is_decode)
-        self._pace.observe(prefill, sum(item.num_new for item in batch) - prefill, seconds)
+        if prefill or not any(item.draft for item in batch):
+            self._pace.observe(prefill, sum(item.num_new for item in batch) - prefill, seconds)
         self._prefill_rate.add(prefill, seconds)
         sampled = sum(item.samples for item in batch) + sum(len(one.more) for one in results)
         self._decode_rate.add(sampled, seconds)

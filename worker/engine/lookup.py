@@ -1,7 +1,7 @@
-"""Prompt lookup: what follows a sequence's last tokens is drafted from where they stood before.
+"""Prompt lookup: what follows a sequence's last tokens is foretold from where they stood before.
 
 Summaries, edits of code and answers from documents repeat what is in the prompt (Saxena, "Prompt
-Lookup Decoding", 2023). Pure.
+Lookup Decoding", 2023). No clock, no torch, no I/O.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Final
 LENGTHS: Final = (4, 3, 2)
 """How many last tokens are looked for; the longest that are found count."""
 _REACH: Final = 2**15
-"""How many tokens back are looked at, which bounds the time."""
+"""How many tokens back are looked at, and how many places that turn out not to be the beginning of
+a token: both bound the time."""
+_MOST_LOOKS: Final = 64
 _SIZE: Final = array("i").itemsize
 
 
 class Odds:
-    """How likely a drafted token is right, if those before it were: an estimate that forgets."""
+    """How likely a foretold token is right, if those before it were: an estimate that forgets."""
 
     def __init__(self) -> None:
         self._right = 0.0
@@ -30,15 +32,10 @@ class Odds:
         """Between 0 and 1; one half before anything is known."""
         return (self._right + 1) / (self._tried + 2)
 
-    def pass_by(self) -> None:
-        """Forget a little, so that a draft is tried again after a while."""
-        self._right *= 0.98
-        self._tried *= 0.98
-
-    def learn(self, num_drafted: int, num_right: int) -> None:
-        """Take what became of a draft: those behind the first wrong token tell nothing."""
+    def learn(self, num_right: int, num_tried: int) -> None:
+        """Take how many of some foretold tokens were right, the first ones."""
         self._right = 0.9 * self._right + num_right
-        self._tried = 0.9 * self._tried + min(num_drafted, num_right + 1)
+        self._tried = 0.9 * self._tried + num_tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +44,7 @@ class Found:
 
     Attributes:
         length: how many of them. period: how many tokens back.
-        odds: of tokens that are drafted from there.
+        odds: that the next token is the one that followed there, and so on.
     """
 
     length: int
@@ -56,7 +53,7 @@ class Found:
 
 
 class Lookup:
-    """Looks one sequence's last tokens up among those before."""
+    """Looks one sequence's last tokens up among those before, and learns from what came of it."""
 
     def __init__(self) -> None:
         self._text = bytearray()
@@ -65,22 +62,29 @@ class Lookup:
 
     def find(self, token_ids: SequenceOf[int]) -> Found | None:
         """The last place where the end of `token_ids`, which only ever grow, stood before."""
-        text, num_known = self._text, len(self._text) // _SIZE
-        text += array("i", token_ids[num_known:]).tobytes()
+        num_known = len(self._text) // _SIZE
+        self._learn(token_ids, num_known)
+        self._text += array("i", token_ids[num_known:]).tobytes()
         self._last = None
         for length in LENGTHS:
-            period = _period(text, length)
-            if period:
-                odds = self._odds[length]
-                odds.pass_by()
-                self._last = Found(length, period, odds.value)
+            if period := _period(self._text, length):
+                self._last = Found(length, period, self._odds[length].value)
                 break
         return self._last
 
-    def learn(self, num_drafted: int, num_right: int) -> None:
-        """Take what became of a draft from the place found last."""
-        if self._last is not None:
-            self._odds[self._last.length].learn(num_drafted, num_right)
+    def _learn(self, token_ids: SequenceOf[int], num_known: int) -> None:
+        """Compare the tokens that have come since with those foretold, drafted or not."""
+        num_new = len(token_ids) - num_known
+        if self._last is None or not num_new:
+            return
+        period = self._last.period
+        num_right = 0
+        while num_right < num_new:
+            at = num_known + num_right
+            if token_ids[at] != token_ids[at - period]:
+                break
+            num_right += 1
+        self._odds[self._last.length].learn(num_right, min(num_right + 1, num_new))
 
 
 def continued(token_ids: SequenceOf[int], period: int, num: int) -> list[int]:
@@ -97,7 +101,10 @@ def _period(text: bytearray, length: int) -> int:
     if len(text) <= size:
         return 0
     pattern, end = text[-size:], len(text) - _SIZE
-    while (at := text.rfind(pattern, first, end)) >= 0:
+    for _ in range(_MOST_LOOKS):
+        at = text.rfind(pattern, first, end)
+        if at < 0:
+            break
         if at % _SIZE == 0:
             return (len(text) - size - at) // _SIZE
         end = at + size - 1

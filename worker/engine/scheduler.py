@@ -263,16 +263,20 @@ class Scheduler:
             left.spend(seq, num_new)
 
     def _draft(self, drafts: Mapping[int, SequenceOf[int]], batch: list[Scheduled]) -> None:
-        """Let decodes run ahead, in what the others leave of the step's tokens and of the blocks:
-        one for each that runs, so that nobody is preempted for drafts."""
+        """Let decodes run ahead, in what the others leave of the step's tokens and of the blocks,
+        so that nobody waits longer or is preempted for drafts."""
+        pool = self._pool
         spare = self._max_batch_tokens - sum(item.num_new for item in batch)
+        needed = sum(max(1, pool.missing(seq, seq.num_tokens)) for seq in self.running)
         for number, item in enumerate(batch):
-            draft = drafts.get(id(item.seq), ())[: max(0, spare)]
-            num_tokens = item.start + item.num_new + len(draft)
-            missing = self._pool.missing(item.seq, num_tokens)
-            if not draft or (missing and missing + len(self.running) > self._pool.num_free):
+            draft = drafts.get(id(item.seq), ())[:spare]
+            if not draft:
                 continue
-            self._pool.grow(item.seq, num_tokens)
+            end = item.start + item.num_new
+            missing = pool.missing(item.seq, end + len(draft))
+            if missing and (self._waiting or missing + needed > pool.num_free):
+                draft = draft[: len(item.seq.block_table) * pool.block_size - end]
+            pool.grow(item.seq, end + len(draft))
             spare -= len(draft)
             batch[number] = replace(item, num_new=item.num_new + len(draft), draft=draft)
 
@@ -284,26 +288,29 @@ class Scheduler:
             if item.samples and not item.seq.is_beam:
                 item.seq.reserve()
 
-    def resolve(self, item: Scheduled, token_id: int | None, more: SequenceOf[int] = ()) -> None:
+    def resolve(self, item: Scheduled, token_id: int | None, more: SequenceOf[int] = ()) -> int:
         """Take the token of an entry of a counted step, None where none was sampled, and those
         behind it, whose keys and values are computed but for the last one's.
 
-        What they end is still to be removed.
+        What they end is still to be removed. Returns how many of `more` came before an end.
         """
         seq = item.seq
         before = seq.num_output - 1  # the token takes the place that was reserved
         if token_id is not None and not seq.is_beam:
             seq.resolve(token_id)
+        num_kept = 0
         for token in more:
             if seq.finish is not None:
                 break
             seq.num_computed += 1
             seq.append(token)
-        if more:
+            num_kept += 1
+        if num_kept:
             self._pool.publish(seq)
         if item.samples:
             num_tokens = 1 if seq.is_beam else seq.num_output - before
             self._waiting.charge_generated(seq.tenant, num_tokens)
+        return num_kept
 
     def _admit(self, left: _Left, batch: list[Scheduled]) -> None:
         """Start sequences from the queue, in its order.

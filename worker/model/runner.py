@@ -14,6 +14,7 @@ from worker.engine.sequence import Sequence, ahead_of
 from worker.engine.steps import RowResult, kept_of
 from worker.model.attention import PagedAttention, Span
 from worker.model.border import border
+from worker.model.fused_layer import FusedModel
 from worker.model.pick_torch import TorchPick
 from worker.model.pooling import pooled
 from worker.model.sampler import Choice, Pick, prompt_logprobs, sample
@@ -47,6 +48,11 @@ class ModelRunner:
         self._device = device
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
+    @property
+    def is_native(self) -> bool:
+        """Whether layers are computed by the engine's own kernels alone."""
+        return isinstance(self._model, FusedModel) and self._model.stack is not None
+
     def replace_model(self, model: Any) -> None:
         """Run another form of the same model from now on."""
         self._model = model
@@ -61,7 +67,7 @@ class ModelRunner:
     def _run(self, batch: SequenceOf[Scheduled]) -> list[RowResult]:
         rows, kept = rows_to_keep(batch)
         spans = [Span(item.start, item.num_new, item.seq.block_table) for item in batch]
-        logits = self.logits([id for item in batch for id in item.token_ids()], spans, kept)
+        logits = self.logits([token for item in batch for token in item.token_ids()], spans, kept)
         wanted = [
             (row, ahead_of(item.seq, item.draft[:num]) if num else item.seq)
             for item, own in zip(batch, rows, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -202,3 +202,121 @@ def test_blocks_written_by_drafts_are_found_by_others() -> None:
     again = core(StoringRunner(), drafts=False)
     expected = outputs_of(again, [Job("b", tokens, SequenceParams(max_tokens=1))])
     assert output.ids == expected["b", 0][:1]
+
+
+class Repeating(StoringRunner):
+    """Jobs repeat six tokens, but for one that never repeats anything."""
+
+    def _next(self, text: list[int], item: Scheduled) -> RowResult:
+        return RowResult(1000 + len(text) if item.seq.job_id == "quiet" else text[-6])
+
+
+def quiet_token_s(*, drafts: bool, num_repeating: int) -> float:
+    """Seconds between two tokens of a text that does not repeat itself beside some that do."""
+    runner = Repeating()
+    of = EngineCore(
+        runner,
+        BlockPool(4000, BLOCK),
+        max_running=64,
+        max_batch_tokens=2048,
+        drafts=drafts,
+        clock=lambda: runner.now,
+    )
+    outputs_of(of, [Job("first", list(range(20, 400)), SequenceParams(max_tokens=40))])
+    of.submit(Job("quiet", list(range(500, 506)), SequenceParams(max_tokens=150)))
+    for number in range(num_repeating):
+        prompt = [10 * number + at % 6 for at in range(24)]
+        of.submit(Job(str(number), prompt, SequenceParams(max_tokens=3000)))
+    started_s, num = runner.now, 0
+    while num < 150:
+        found = [output for job_id, output in of.step() if job_id == "quiet"]
+        num += sum(len(output.ids) for output in found if isinstance(output, StepOutput))
+    return (runner.now - started_s) / num
+
+
+@pytest.mark.parametrize("num_repeating", [1, 4])
+def test_drafts_do_not_slow_those_that_have_none(num_repeating: int) -> None:
+    """Steps take 8 and one for each token."""
+    without = quiet_token_s(drafts=False, num_repeating=num_repeating)
+    assert quiet_token_s(drafts=True, num_repeating=num_repeating) <= 1.5 * without
+
+
+@pytest.mark.parametrize("length", [8, 12, 16, 40])
+def test_a_short_prompt_does_not_end_the_measure_of_drafts(length: int) -> None:
+    """Drafted steps of 17 tokens say nothing about what a token takes beside prompts of fewer."""
+    runner = Repeating()
+    of = EngineCore(
+        runner,
+        BlockPool(1000, BLOCK),
+        max_running=6,
+        max_batch_tokens=64,
+        drafts=True,
+        clock=lambda: runner.now,
+    )
+    of.submit(Job("a", [at % 6 for at in range(length)], SequenceParams(max_tokens=1500)))
+    while of.has_work:
+        of.step()
+    assert of.load().step < 120  # 1500 / 17, and a few to learn
+
+
+def test_what_is_behind_the_end_of_a_text_is_not_counted_as_accepted() -> None:
+    """A draft beyond a stop token may be right, but nobody gets it."""
+
+    class Counting(StoringRunner):
+        def _next(self, text: list[int], item: Scheduled) -> RowResult:
+            self.now += 100  # so that long drafts pay
+            return RowResult(text[-5])
+
+    of = core(Counting(), drafts=True)
+    teach(of)
+    before = of.load()
+    params = SequenceParams(max_tokens=40, stop_token_ids=(7,))
+    found = outputs_of(of, [Job("a", [1, 2, 3, 7, 5] * 3 + [1], params)])
+    load = of.load()
+    assert found["a", 0] == [2, 3, 7, "stop"]
+    assert load.drafted_tokens - before.drafted_tokens > 2
+    assert load.accepted_tokens - before.accepted_tokens <= 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("tenants", ["a", "ab"])
+def test_choices_that_begin_with_tokens_are_drafted_too(seed: int, tenants: str) -> None:
+    work = [
+        replace(job, begun=[[1, 2, 3] * number for number in range(job.n)], tenant=tenant)
+        for number, job in enumerate(jobs(seed))
+        for tenant in tenants[number % len(tenants)]
+        if job.params.max_tokens > 6
+    ]
+
+    def told(of: EngineCore) -> dict[tuple[str, int], list[int]]:
+        found: dict[tuple[str, int], list[int]] = {}
+        for job in work:
+            of.submit(job)
+        while of.has_work:
+            for job_id, output in of.step():
+                assert isinstance(output, StepOutput)
+                found.setdefault((job_id, output.index), []).extend(output.ids)
+        return found
+
+    assert told(core(StoringRunner(), drafts=True)) == told(core(StoringRunner(), drafts=False))
+
+
+def test_log_probabilities_end_with_the_text() -> None:
+    """A draft may be right beyond a stop token."""
+
+    class Counting(StoringRunner):
+        def _next(self, text: list[int], item: Scheduled) -> RowResult:
+            self.now += 100  # so that long drafts pay
+            return RowResult(text[-5], RawLogprob(text[-5], -1.0))
+
+    of = core(Counting(), drafts=True)
+    teach(of)
+    params = SequenceParams(max_tokens=40, stop_token_ids=(7,), logprobs=0)
+    of.submit(Job("a", [1, 2, 3, 7, 5] * 3 + [1], params))
+    told = []
+    while of.has_work:
+        told += [output for _job_id, output in of.step()]
+    assert of.load().drafted_tokens > 2
+    for output in told:
+        assert isinstance(output, StepOutput)
+        assert [one.token_id for one in output.logprobs or ()] == output.ids

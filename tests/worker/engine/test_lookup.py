@@ -80,22 +80,62 @@ def test_odds_follow_what_was_right() -> None:
         odds.learn(8, 8)
     assert odds.value > 0.98
     for _ in range(50):
-        odds.learn(4, 0)  # what stood behind the first wrong one tells nothing
+        odds.learn(0, 1)
     assert 0.11 < odds.value < 0.12
-    for _ in range(100):
-        odds.pass_by()
-    assert odds.value > 0.3  # tried again
+
+
+def test_a_text_teaches_its_own_odds() -> None:
+    """Drafted or not: each new token is compared with the one foretold."""
+    lookup, text = Lookup(), [1, 2, 1]
+    assert lookup.find(text) is None
+    for number in range(1, 30):
+        text.append(text[-2])
+        found = lookup.find(text)
+        assert found is not None
+        assert (found.odds > 0.5) == (number > 3)  # two, then three last tokens, then four
+    assert found.odds > 0.9
+    for token in range(100, 120):
+        text += [token, 1, 2, 1, 2]  # foretold another token each time
+        found = lookup.find(text)
+    assert found is not None
+    assert found.odds < 0.2
+
+
+def test_only_the_tokens_up_to_the_first_wrong_one_teach() -> None:
+    """What was foretold behind it goes on from what never came."""
+    lookup = Lookup()
+    lookup.find([1, 2, 3, 4, 5, 9, 1, 2])
+    lookup.find([1, 2, 3, 4, 5, 9, 1, 2, 3, 4, 7, 9, 1, 2])
+    assert lookup._odds[2].value == 3 / 5
+    assert [lookup._odds[length].value for length in (3, 4)] == [0.5, 0.5]
 
 
 def test_the_odds_of_short_and_long_finds_are_their_own() -> None:
     lookup = Lookup()
-    short, long = [5, 6, 1, 5, 6], [1, 2, 3, 4, 9, 1, 2, 3, 4]
-    assert (found := lookup.find(short)) is not None
-    lookup.learn(3, 0)
-    assert (again := lookup.find(short)) is not None
-    assert again.odds < found.odds == 0.5
-    assert (other := lookup.find([*short, *long])) is not None
-    assert (other.length, other.odds) == (4, 0.5)
+    text = [1, 2, 3, 4, 9, 1, 2]
+    assert lookup.find(text) is not None
+    text += [8, 1, 2]  # not a 3
+    assert (found := lookup.find(text)) is not None
+    assert (found.length, found.odds) == (2, 1 / 3)
+    text += [3, 4, 9, 1, 2, 3, 4]
+    assert (found := lookup.find(text)) is not None
+    assert (found.length, found.odds) == (4, 0.5)
+
+
+def test_what_was_found_before_is_no_find_of_now() -> None:
+    lookup = Lookup()
+    assert lookup.find([1, 2, 1, 2]) is not None
+    assert lookup.find([1, 2, 1, 2, 3]) is None
+    assert lookup.find([1, 2, 1, 2, 3, 4]) is None
+    assert [odds.value for odds in lookup._odds.values()] == [0.5, 0.5, 1 / 3]
+
+
+def test_bytes_that_are_no_token_are_passed() -> None:
+    """Nine zero bytes are two tokens at their beginning, not one byte behind it."""
+    found = Lookup().find([0, 0, 256, 5, 0, 0])
+    assert found is not None
+    assert (found.length, found.period) == (2, 4)
+    assert Lookup().find([1] * 29998 + [256, 256]) is None  # after a few
 
 
 def test_a_lone_sequence_drafts_while_a_token_is_cheaper_than_a_step() -> None:
@@ -109,16 +149,32 @@ def test_a_lone_sequence_drafts_while_a_token_is_cheaper_than_a_step() -> None:
     assert drafts([], 8.0) == {}
 
 
+def learned(seq: Sequence, odds: float) -> Sequence:
+    """`seq` with odds for all that it finds."""
+    seq.lookup = Lookup()
+    for own in seq.lookup._odds.values():
+        for _ in range(200):
+            own.learn(int(100 * odds), 100)
+    return seq
+
+
 def test_what_is_likelier_is_drafted_first() -> None:
-    seqs = [sequence([1, 2, 3, 1, 2]) for _ in range(8)]
-    drafts(seqs, 8.0)
-    for number, seq in enumerate(seqs):
-        assert seq.lookup is not None
-        for _ in range(20):
-            seq.lookup.learn(4, 4 if number == 3 else 0)
-    found = drafts(seqs, 8.0)
+    seqs = [learned(sequence([1, 2, 3, 1, 2]), 0.9 if n == 3 else 0.2) for n in range(8)]
+    found = drafts(seqs, 40.0)
     assert list(found) == [id(seqs[3])]
-    assert len(found[id(seqs[3])]) > 4
+    assert len(found[id(seqs[3])]) > 8
+    assert drafts(seqs, 0.5) == {}
+
+
+def test_those_without_drafts_wait_half_as_long_again_at_most() -> None:
+    """All may wait longer where each gets as much more."""
+    busy = [learned(sequence([1, 2, 3] * 9), 1.0) for _ in range(3)]
+    quiet = sequence([1, 2, 3, 4])
+    assert sum(map(len, drafts(busy, 8.0).values())) == 3 * MOST_DRAFTED
+    assert sum(map(len, drafts([*busy, quiet], 8.0).values())) == (8 + 4) // 2
+    unlikely = learned(sequence([1, 2, 3] * 9), 0.3)
+    assert sum(map(len, drafts([*busy, unlikely], 8.0).values())) == (8 + 4) // 2
+    assert sum(map(len, drafts([*busy, quiet], 200.0).values())) == 3 * MOST_DRAFTED
 
 
 @pytest.mark.parametrize("left", range(4))
@@ -129,7 +185,7 @@ def test_no_draft_goes_beyond_the_last_token(left: int) -> None:
 
 def test_drafts_are_bounded() -> None:
     seq = sequence([1, 2] * 9)
-    assert [len(draft) for draft in drafts([seq], 1e9).values()] == [MOST_DRAFTED]
+    assert [len(draft) for draft in drafts([seq], 1e9).values()] == [MOST_DRAFTED] == [16]
 
 
 @given(st.integers(0, 2**32), st.floats(0, 1e6))

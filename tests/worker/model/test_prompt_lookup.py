@@ -17,6 +17,7 @@ from worker.engine.engine import EngineCore
 from worker.engine.protocol import Job, RawLogprob, SequenceParams, StepOutput
 from worker.engine.rates import PrefillPace
 from worker.model.build import build
+from worker.model.linear_native import NativeProducts
 
 Checkpoint = Callable[[str], Path]
 PROMPTS = [[20 + at % period for at in range(length)] for period, length in ((3, 9), (1, 40))]
@@ -84,14 +85,16 @@ def test_drafts_give_the_tokens_of_generate(
     ids=lambda more: "+".join(more) or "plain",
 )
 def test_drawn_tokens_are_the_same_with_and_without_drafts(
-    dtype: str, more: dict[str, Any], checkpoint: Checkpoint
+    dtype: str, more: dict[str, Any], checkpoint: Checkpoint, request: pytest.FixtureRequest
 ) -> None:
     """Each position has its own noise, penalties count what was drafted before it, and its log
     probabilities are its own. Few tokens are likely, so texts repeat themselves."""
+    if dtype == "bfloat16":
+        request.getfixturevalue("native_products")  # there are no drafts without
     bias = tuple((token, 6.0 + token % 3) for token in (29, 30, 31, 32))
     params = {"max_tokens": 60, "temperature": 0.9, "logit_bias": bias, **more}
     with_drafts = engine(checkpoint("qwen2"), dtype)
-    without = engine(checkpoint("qwen2"), dtype, prompt_lookup=False)
+    without = engine(checkpoint("qwen2"), dtype, prompt_lookup="off")
     tokens, scores = run(with_drafts, params)
     expected, expected_scores = run(without, params)
     assert tokens == expected
@@ -103,6 +106,35 @@ def test_drawn_tokens_are_the_same_with_and_without_drafts(
             assert one.token_id == other.token_id
             assert [id for id, _value in one.top] == [id for id, _value in other.top]
             assert math.isclose(one.logprob or 0, other.logprob or 0, abs_tol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "config", "drafts"),
+    [
+        ("bfloat16", {"native_kernels": False}, False),  # a row's result depends on the others
+        ("bfloat16", {"native_kernels": False, "prompt_lookup": "on"}, True),
+        ("float32", {"native_kernels": False}, True),
+        ("float32", {"prompt_lookup": "off"}, False),
+        ("float32", {"overlap": "on"}, False),
+    ],
+)
+def test_drafts_are_made_where_they_change_nothing(
+    dtype: str, config: dict[str, Any], drafts: bool, checkpoint: Checkpoint
+) -> None:
+    core = engine(checkpoint("qwen2"), dtype, **config)
+    run(core, {"max_tokens": 20, "temperature": 0.0, "logit_bias": ((30, 50.0),)})
+    assert (core.load().drafted_tokens > 0) == drafts
+
+
+def test_bfloat16_drafts_where_the_layers_are_the_engines_own(
+    checkpoint: Checkpoint, native_products: NativeProducts
+) -> None:
+    """Their results are the same to the bit, whatever is computed beside a token."""
+    del native_products  # they exist
+    for name, drafts in (("qwen2", True), ("gemma2", False)):
+        core = engine(checkpoint(name), "bfloat16")
+        run(core, {"max_tokens": 20, "temperature": 0.0, "logit_bias": ((30, 50.0),)})
+        assert (core.load().drafted_tokens > 0) == drafts
 
 
 def test_a_beam_search_runs_beside_drafts(checkpoint: Checkpoint) -> None:

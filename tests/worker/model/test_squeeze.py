@@ -143,7 +143,7 @@ def test_a_worker_may_go_without(
             model_path=str(checkpoint("qwen2")),
             dtype="bfloat16",
             squeeze_weights=squeezes,
-            prompt_lookup=False,  # so that each step gives a token
+            prompt_lookup="off",  # so that each step gives a token
         )
         core = build(config, lambda _text: None, num_threads=1).core
         assert ("in 12 bits" in caplog.text) == squeezes
