@@ -19,13 +19,16 @@ MOST_DRAFTED: Final = 16
 """Of one sequence in a step."""
 MOST_SLOWED: Final = 1.5
 """How many times as long a sequence may wait for its tokens because of the drafts of others."""
+_WORTH: Final = 1.25
+"""How many times its time a draft must be worth: chances are guessed, and the tokens of steps with
+few take longer each than those of a prompt."""
 
 
 def drafts(seqs: SequenceOf[Sequence], step_tokens: float) -> dict[int, list[int]]:
     """What to draft in the next step, by the `id` of the sequence.
 
     A further token is drafted where that makes the step's tokens cheaper: where the chance that it
-    is kept is greater than what the step gives for each token's time without it.
+    is kept is well above what the step gives for each token's time without it.
 
     Args:
         seqs: those that decode. Some get none: beams, and those held to a grammar, whose state
@@ -65,7 +68,7 @@ def _paying(
     heapq.heapify(likeliest)
     while likeliest:
         minus, number = heapq.heappop(likeliest)
-        if -minus * (step_tokens + num_seqs + len(found)) < expected:
+        if -minus * (step_tokens + num_seqs + len(found)) < _WORTH * expected:
             break
         found.append((number, -minus))
         expected -= minus

@@ -29,13 +29,13 @@ class Odds:
 
     @property
     def value(self) -> float:
-        """Between 0 and 1; one half before anything is known."""
-        return (self._right + 1) / (self._tried + 2)
+        """Between 0 and 1; a third before anything is known."""
+        return (self._right + 1) / (self._tried + 3)
 
     def learn(self, num_right: int, num_tried: int) -> None:
         """Take how many of some foretold tokens were right, the first ones."""
-        self._right = 0.9 * self._right + num_right
-        self._tried = 0.9 * self._tried + num_tried
+        self._right = 0.95 * self._right + num_right
+        self._tried = 0.95 * self._tried + num_tried
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,7 @@ def test_each_token_of_a_draft_has_its_log_probability() -> None:
             assert output.logprobs is not None
             longest = max(longest, len(output.ids))
             told += zip(output.ids, output.logprobs, strict=True)
-    assert longest > 4
+    assert longest > 3
     assert [one.token_id for _id, one in told] == [id for id, _one in told]
     assert [one.logprob for _id, one in told] == [-float(18 + at) for at in range(30)]
 

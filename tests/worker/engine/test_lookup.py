@@ -73,15 +73,15 @@ def test_a_text_of_one_token_is_looked_through_at_once() -> None:
 
 def test_odds_follow_what_was_right() -> None:
     odds = Odds()
-    assert odds.value == 0.5
+    assert odds.value == 1 / 3
     odds.learn(4, 4)
-    assert odds.value == 5 / 6
+    assert odds.value == 5 / 7
     for _ in range(50):
         odds.learn(8, 8)
     assert odds.value > 0.98
-    for _ in range(50):
+    for _ in range(100):
         odds.learn(0, 1)
-    assert 0.11 < odds.value < 0.12
+    assert 0.07 < odds.value < 0.08
 
 
 def test_a_text_teaches_its_own_odds() -> None:
@@ -92,8 +92,8 @@ def test_a_text_teaches_its_own_odds() -> None:
         text.append(text[-2])
         found = lookup.find(text)
         assert found is not None
-        assert (found.odds > 0.5) == (number > 3)  # two, then three last tokens, then four
-    assert found.odds > 0.9
+        assert (found.odds > 1 / 3) == (number > 3)  # two, then three last tokens, then four
+    assert found.odds > 0.85
     for token in range(100, 120):
         text += [token, 1, 2, 1, 2]  # foretold another token each time
         found = lookup.find(text)
@@ -106,8 +106,8 @@ def test_only_the_tokens_up_to_the_first_wrong_one_teach() -> None:
     lookup = Lookup()
     lookup.find([1, 2, 3, 4, 5, 9, 1, 2])
     lookup.find([1, 2, 3, 4, 5, 9, 1, 2, 3, 4, 7, 9, 1, 2])
-    assert lookup._odds[2].value == 3 / 5
-    assert [lookup._odds[length].value for length in (3, 4)] == [0.5, 0.5]
+    assert lookup._odds[2].value == 3 / 6
+    assert [lookup._odds[length].value for length in (3, 4)] == [1 / 3, 1 / 3]
 
 
 def test_the_odds_of_short_and_long_finds_are_their_own() -> None:
@@ -116,10 +116,10 @@ def test_the_odds_of_short_and_long_finds_are_their_own() -> None:
     assert lookup.find(text) is not None
     text += [8, 1, 2]  # not a 3
     assert (found := lookup.find(text)) is not None
-    assert (found.length, found.odds) == (2, 1 / 3)
+    assert (found.length, found.odds) == (2, 1 / 4)
     text += [3, 4, 9, 1, 2, 3, 4]
     assert (found := lookup.find(text)) is not None
-    assert (found.length, found.odds) == (4, 0.5)
+    assert (found.length, found.odds) == (4, 1 / 3)
 
 
 def test_what_was_found_before_is_no_find_of_now() -> None:
@@ -127,7 +127,7 @@ def test_what_was_found_before_is_no_find_of_now() -> None:
     assert lookup.find([1, 2, 1, 2]) is not None
     assert lookup.find([1, 2, 1, 2, 3]) is None
     assert lookup.find([1, 2, 1, 2, 3, 4]) is None
-    assert [odds.value for odds in lookup._odds.values()] == [0.5, 0.5, 1 / 3]
+    assert [odds.value for odds in lookup._odds.values()] == [1 / 3, 1 / 3, 1 / 4]
 
 
 def test_bytes_that_are_no_token_are_passed() -> None:
@@ -139,11 +139,12 @@ def test_bytes_that_are_no_token_are_passed() -> None:
 
 
 def test_a_lone_sequence_drafts_while_a_token_is_cheaper_than_a_step() -> None:
-    """With odds of a half each draft must be worth its time: 2^-n (9 + n tokens) over what the
-    step gives without it."""
+    """With odds of a third: 3^-n times the time of 8 + n tokens must be 1.25 times what the step
+    gives without the n-th."""
     seq = sequence([1, 2, 3, 4, 5, 1, 2])
-    assert drafts([seq], 8.0) == {id(seq): [3, 4]}
-    assert drafts([seq], 1000.0) == {id(seq): [3, 4, 5, 1, 2, 3, 4, 5]}
+    assert drafts([seq], 8.0) == {id(seq): [3]}
+    assert drafts([seq], 30.0) == {id(seq): [3, 4]}
+    assert drafts([seq], 1000.0) == {id(seq): [3, 4, 5, 1, 2]}
     assert drafts([seq], 0.5) == {}
     assert drafts([seq, *(sequence([n]) for n in range(30))], 8.0) == {}
     assert drafts([], 8.0) == {}
@@ -170,10 +171,10 @@ def test_those_without_drafts_wait_half_as_long_again_at_most() -> None:
     """All may wait longer where each gets as much more."""
     busy = [learned(sequence([1, 2, 3] * 9), 1.0) for _ in range(3)]
     quiet = sequence([1, 2, 3, 4])
-    assert sum(map(len, drafts(busy, 8.0).values())) == 3 * MOST_DRAFTED
-    assert sum(map(len, drafts([*busy, quiet], 8.0).values())) == (8 + 4) // 2
+    assert sum(map(len, drafts(busy, 16.0).values())) == 3 * MOST_DRAFTED
+    assert sum(map(len, drafts([*busy, quiet], 16.0).values())) == (16 + 4) // 2
     unlikely = learned(sequence([1, 2, 3] * 9), 0.3)
-    assert sum(map(len, drafts([*busy, unlikely], 8.0).values())) == (8 + 4) // 2
+    assert sum(map(len, drafts([*busy, unlikely], 16.0).values())) == (16 + 4) // 2
     assert sum(map(len, drafts([*busy, quiet], 200.0).values())) == 3 * MOST_DRAFTED
 
 
@@ -200,7 +201,7 @@ def test_drafts_pay_by_what_is_expected(seed: int, step_tokens: float) -> None:
     expected = float(len(seqs))
     for seq in seqs:
         assert seq.lookup is not None
-        expected += sum(0.5 ** (1 + n) for n in range(len(found.get(id(seq), ()))))
+        expected += sum(3.0 ** (-1 - n) for n in range(len(found.get(id(seq), ()))))
     num = sum(map(len, found.values()))
     assert expected * (step_tokens + len(seqs)) >= len(seqs) * (step_tokens + len(seqs) + num)
 
