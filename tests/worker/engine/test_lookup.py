@@ -94,7 +94,7 @@ def test_a_text_teaches_its_own_odds() -> None:
         assert found is not None
         assert (found.odds > 1 / 3) == (number > 3)  # two, then three last tokens, then four
     assert found.odds > 0.85
-    for token in range(100, 120):
+    for token in range(100, 160):
         text += [token, 1, 2, 1, 2]  # foretold another token each time
         found = lookup.find(text)
     assert found is not None
