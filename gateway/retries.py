@@ -68,6 +68,7 @@ class Retries:
         self._left: tuple[str, str] | None = None  # who had it, and the code of its failure
         self._is_counted = True
         self._uncounted = 0
+        self._not_there = 0
         self._deaths = 0
         self._tried: dict[str, int] = {}
         self._wait_s: float | None = None
@@ -117,9 +118,8 @@ class Retries:
         delivered = self._progress is not None and self._progress.delivered
         self._tried[worker.instance_id] = worker.engine_starts
         self.tries += 1
-        # a worker that drains is no failure, and an answer that was begun goes on wherever it can,
-        # however many workers are not there any more; each is asked once
-        self._uncounted += error.code == "draining" or (delivered and error.code in _NOT_THERE)
+        self._uncounted += error.code == "draining"  # no failure
+        self._not_there += error.code in _NOT_THERE
         if error.code == "overloaded":
             # there is room again as soon as one of them has some
             waits = (self._wait_s, error.retry_after_s)
@@ -140,7 +140,10 @@ class Retries:
         if self._deaths >= MAX_DEATHS:
             message = "Two workers died while they served this request; it is not tried again."
             raise TriremeError("request_quarantined", message) from error
-        if self.tries - self._uncounted > MAX_RETRIES:
+        # what was taken in goes on wherever it can, however many workers were not there before or
+        # since; each is asked once
+        failures = self.tries - self._uncounted - self._not_there
+        if failures > MAX_RETRIES or (not self.admitted and self._not_there > MAX_RETRIES):
             raise again(error) from error
         # what was taken in is no new load: it goes on elsewhere in place of where it was
         if error.code in _ADDS_LOAD and not self.admitted and not self._budget.spend():

@@ -56,6 +56,22 @@ def test_a_begun_answer_asks_everybody_who_may_be_there() -> None:
     assert one.tried(Group(WORKERS)) == [worker.instance_id for worker in WORKERS]
 
 
+@pytest.mark.parametrize("told", [(), (ADMITTED,), (ADMITTED, Delta(0, 0, [5], "a"))])
+def test_workers_that_were_not_there_do_not_count_against_one_that_dies(
+    told: tuple[Started | Delta, ...],
+) -> None:
+    """Two addresses of a fleet that has just restarted, then a worker that is killed."""
+    one = retries()
+    one.note(WORKERS[0], failed("wrong_instance"))
+    one.note(WORKERS[1], failed("worker_unreachable"))
+    assert one._progress is not None
+    one._progress.take(list(told))
+    one.note(WORKERS[2], failed("worker_lost"))
+    if told:
+        one.note(WORKERS[3], failed("wrong_instance"))
+    assert one.tries == 3 + bool(told)
+
+
 @pytest.mark.parametrize("second", ["worker_lost", "engine_dead"])
 def test_two_deaths_are_enough(second: str) -> None:
     one = retries(ADMITTED)
