@@ -67,7 +67,7 @@ class Retries:
         self._holder = ""  # who has it
         self._left: tuple[str, str] | None = None  # who had it, and the code of its failure
         self._is_counted = True
-        self._uncounted = 0
+        self._failures = 0
         self._not_there = 0
         self._deaths = 0
         self._tried: dict[str, int] = {}
@@ -118,8 +118,10 @@ class Retries:
         delivered = self._progress is not None and self._progress.delivered
         self._tried[worker.instance_id] = worker.engine_starts
         self.tries += 1
-        self._uncounted += error.code == "draining"  # no failure
-        self._not_there += error.code in _NOT_THERE
+        if error.code in _NOT_THERE:
+            self._not_there += 1
+        elif error.code != "draining":
+            self._failures += 1
         if error.code == "overloaded":
             # there is room again as soon as one of them has some
             waits = (self._wait_s, error.retry_after_s)
@@ -142,8 +144,8 @@ class Retries:
             raise TriremeError("request_quarantined", message) from error
         # what was taken in goes on wherever it can, however many workers were not there before or
         # since; each is asked once
-        failures = self.tries - self._uncounted - self._not_there
-        if failures > MAX_RETRIES or (not self.admitted and self._not_there > MAX_RETRIES):
+        not_there = 0 if self.admitted else self._not_there
+        if max(self._failures, not_there) > MAX_RETRIES:
             raise again(error) from error
         # what was taken in is no new load: it goes on elsewhere in place of where it was
         if error.code in _ADDS_LOAD and not self.admitted and not self._budget.spend():

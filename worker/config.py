@@ -142,7 +142,8 @@ class Settings(TierSettings):
         "auto",
         description="on a CPU, draft tokens from what a text has repeated, and keep those that "
         "are sampled anyway; auto does where a token does not depend on what is computed beside "
-        "it: in float32, and in bfloat16 where layers run on the engine's own kernels",
+        "it: in one process, in float32, or in bfloat16 where layers run on the engine's own "
+        "kernels",
     )
     max_model_len: int | None = Field(
         None, ge=1, description="context length (from the model's configuration)"

@@ -68,6 +68,7 @@ def test_the_environment_is_read_and_a_flag_beats_it(monkeypatch: pytest.MonkeyP
         (["--conv-template", "vicuna"], "vicuna_v1.1"),
         (["--chat-template", "/nowhere"], "no file at /nowhere"),
         (["--conv-template", "llama-2", "--chat-template", __file__], "exclude each other"),
+        (["--overlap", "on", "--prompt-lookup", "on"], "--prompt-lookup on exclude each other"),
         (["--engine", "sim", "--chat-template", __file__], "--conv-template only"),
         (["--host", "0.0.0.0"], "not loopback"),
         (["--limit-worker-concurrency", "0"], "greater than or equal to 1"),

@@ -235,12 +235,13 @@ class EngineCore:
     def _schedule(self) -> list[Scheduled]:
         scheduler, caps = self._scheduler, self._caps
         caps.ease(self._clock())
-        scheduler.limit(caps.running, caps.tokens_beside(scheduler.num_decodes))
-        prefill = self._pace.budget(scheduler.num_prefills, scheduler.num_decodes)
+        decodes = scheduler.decodes
+        scheduler.limit(caps.running, caps.tokens_beside(len(decodes)))
+        prefill = self._pace.budget(scheduler.num_prefills, len(decodes))
         step_tokens = self._pace.step_tokens if self._drafts else None
         if step_tokens is None:
             return scheduler.schedule(prefill)
-        return scheduler.schedule(prefill, drafted_for(scheduler.decodes, step_tokens))
+        return scheduler.schedule(prefill, drafted_for(decodes, step_tokens))
 
     def _launch(self, batch: list[Scheduled], *, waits: bool = False) -> _Flight | Exception:
         """Begin a step; what it raised, when it cannot be computed.

@@ -14,9 +14,9 @@ from typing import Final
 LENGTHS: Final = (4, 3, 2)
 """How many last tokens are looked for; the longest that are found count."""
 _REACH: Final = 2**15
-"""How many tokens back are looked at, and how many places that turn out not to be the beginning of
-a token: both bound the time."""
+"""How many tokens back are looked at, which bounds the time."""
 _MOST_LOOKS: Final = 64
+"""How many places are looked at that may turn out to begin inside a token, which bounds it too."""
 _SIZE: Final = array("i").itemsize
 
 

@@ -72,6 +72,7 @@ class PrefillPace:
         self._least = least
         self._light: deque[_Step] = deque(maxlen=_STEPS)
         self._heavy: deque[_Step] = deque(maxlen=_STEPS)
+        self._step_tokens: float | None = None
 
     def observe(self, prefill_tokens: int, num_decodes: int, seconds: float) -> None:
         """Take a step's duration."""
@@ -80,15 +81,18 @@ class PrefillPace:
             self._light.append(step)
         elif not self._light or step.seconds > self._typical_light.seconds:
             self._heavy.append(step)  # one that was as short as one without tells nothing
+        if self._light:
+            light = self._typical_light
+            token_s = self._token_s(light)
+            self._step_tokens = (
+                max(0.0, light.seconds / token_s - light.tokens) if token_s else None
+            )
 
     @property
     def step_tokens(self) -> float | None:
         """What a step takes beside what each of its tokens takes, as a number of tokens; None
         while that is not known."""
-        light = self._typical_light if self._light else None
-        if light and (token_s := self._token_s(light)):
-            return max(0.0, light.seconds / token_s - light.tokens)
-        return None
+        return self._step_tokens
 
     def budget(self, num_waiting: int, num_decodes: int) -> PrefillBudget:
         """The next step's, if it has decodes.

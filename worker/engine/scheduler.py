@@ -264,7 +264,7 @@ class Scheduler:
 
     def _draft(self, drafts: Mapping[int, SequenceOf[int]], batch: list[Scheduled]) -> None:
         """Let decodes run ahead, in what the others leave of the step's tokens and of the blocks,
-        so that nobody waits longer or is preempted for drafts."""
+        so that nobody is kept out or preempted for drafts."""
         pool = self._pool
         spare = self._max_batch_tokens - sum(item.num_new for item in batch)
         needed = sum(max(1, pool.missing(seq, seq.num_tokens)) for seq in self.running)

@@ -42,6 +42,8 @@ def kept_of(draft: SequenceOf[int], found: SequenceOf[RowResult]) -> RowResult:
         draft: drafted tokens.
         found: what was sampled before the first of them, and behind each.
     """
+    if not draft:
+        return found[0]
     num = 0
     while num < len(draft) and found[num].token_id == draft[num] and found[num + 1].finite:
         num += 1

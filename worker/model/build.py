@@ -235,7 +235,7 @@ def build_paged(
         max_running=max_running,
         max_batch_tokens=max_batch_tokens,
         overlap=overlap,
-        drafts=not overlap and _drafts(config.prompt_lookup, loaded, runner, ops),
+        drafts=_drafts(config.prompt_lookup, loaded, runner, ops) and not overlap,
         least_prefill=_LEAST_PREFILL_CPU if on_cpu else _LEAST_PREFILL_GPU,
         vocab_size=loaded.vocab_size,
         eos_token_ids=loaded.eos_token_ids,
@@ -256,6 +256,7 @@ def _drafts(wanted: str, loaded: LoadedModel, runner: ModelRunner, ops: LayerOps
     """Whether to draft: what a token gives must not depend on the tokens beside it.
 
     In the engine's own layers it does not by a bit, in float32 not by more than its rounding.
+    Without `ops` nothing is known of that: quantized, or shared by several processes.
     """
     if loaded.device.type != "cpu":
         if wanted == "on":

@@ -73,12 +73,14 @@ class StoringRunner:
             del self.stored[key]
 
 
-def core(runner: StoringRunner, *, drafts: bool, num_blocks: int = 200) -> EngineCore:
+def core(
+    runner: StoringRunner, *, drafts: bool, num_blocks: int = 200, max_batch_tokens: int = 30
+) -> EngineCore:
     return EngineCore(
         runner,
         BlockPool(num_blocks, BLOCK),
         max_running=6,
-        max_batch_tokens=30,
+        max_batch_tokens=max_batch_tokens,
         drafts=drafts,
         clock=lambda: runner.now,
     )
@@ -87,7 +89,7 @@ def core(runner: StoringRunner, *, drafts: bool, num_blocks: int = 200) -> Engin
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("num_blocks", [18, 200])
 def test_drafts_change_no_token(seed: int, num_blocks: int) -> None:
-    """With few blocks sequences are preempted, but not more of them: drafts take what is left."""
+    """With few blocks sequences are preempted meanwhile."""
     work = jobs(seed)
     plain, runner = StoringRunner(), StoringRunner()
     without = core(plain, drafts=False, num_blocks=num_blocks)
@@ -132,7 +134,7 @@ def test_a_stop_token_inside_a_draft_ends_the_text() -> None:
 
     prompt = [1, 2, 3, STOP, 5] * 3 + [1]
     params = SequenceParams(max_tokens=40, stop_token_ids=(STOP,))
-    runner = Counting(now=0.0)
+    runner = Counting()
     of = core(runner, drafts=True)
     teach(of)
     steps = runner.steps
@@ -214,14 +216,7 @@ class Repeating(StoringRunner):
 def quiet_token_s(*, drafts: bool, num_repeating: int) -> float:
     """Seconds between two tokens of a text that does not repeat itself beside some that do."""
     runner = Repeating()
-    of = EngineCore(
-        runner,
-        BlockPool(4000, BLOCK),
-        max_running=64,
-        max_batch_tokens=2048,
-        drafts=drafts,
-        clock=lambda: runner.now,
-    )
+    of = core(runner, drafts=drafts, num_blocks=4000, max_batch_tokens=2048)
     outputs_of(of, [Job("first", list(range(20, 400)), SequenceParams(max_tokens=40))])
     of.submit(Job("quiet", list(range(500, 506)), SequenceParams(max_tokens=150)))
     for number in range(num_repeating):
@@ -244,15 +239,7 @@ def test_drafts_do_not_slow_those_that_have_none(num_repeating: int) -> None:
 @pytest.mark.parametrize("length", [8, 12, 16, 40])
 def test_a_short_prompt_does_not_end_the_measure_of_drafts(length: int) -> None:
     """Drafted steps of 17 tokens say nothing about what a token takes beside prompts of fewer."""
-    runner = Repeating()
-    of = EngineCore(
-        runner,
-        BlockPool(1000, BLOCK),
-        max_running=6,
-        max_batch_tokens=64,
-        drafts=True,
-        clock=lambda: runner.now,
-    )
+    of = core(Repeating(), drafts=True, num_blocks=1000, max_batch_tokens=64)
     of.submit(Job("a", [at % 6 for at in range(length)], SequenceParams(max_tokens=1500)))
     while of.has_work:
         of.step()
