@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -16,44 +17,54 @@ DRIFT = "trireme_gateway_in_flight_drift"
 
 
 def test_aborts_and_a_killed_gateway_leave_no_drift(tmp_path: Path) -> None:
-    with running(tmp_path) as stack:
-        stack.add_worker("--engine", "sim", "--sim-itl-ms", "20", "--sim-tokens", "620")
+    with running(tmp_path) as stack, contextlib.ExitStack() as clients:
+        stack.add_worker("--engine", "sim", "--sim-itl-ms", "20", "--sim-tokens", "6000")
         other = stack.add_gateway()
         stack.wait_serving()
         other.wait_ready()
-        asking = [ask(stack.gateway, leave_after_s=at) for at in (1.5, 2, 60, 60, 60)]
-        asking += [ask(other, leave_after_s=60) for _ in range(3)]
+        leaving = [clients.enter_context(asking(stack.gateway)) for _ in range(2)]
+        staying = [clients.enter_context(asking(stack.gateway)) for _ in range(3)]
+        for _ in range(3):
+            clients.enter_context(asking(other))
         until_counted(stack, [3, 5])
-        time.sleep(0.6)
+        for leave in leaving:
+            leave.set()
         other.kill()
         until_counted(stack, [3])
         for _ in range(LOOKS + 1):
             time.sleep(LOOK_EVERY_S)
             assert stack.gateway.metric(DRIFT) == 0
-        for one in asking:
-            one.join(30)
+        for leave in staying:
+            leave.set()
         until_counted(stack, [])
         assert stack.gateway.metric(DRIFT) == 0
         assert "than there are" not in stack.gateway.log.read_text()
 
 
-def ask(gateway: Tier, leave_after_s: float) -> threading.Thread:
-    """A streamed request whose client leaves after a while, if it is not over before."""
+@contextlib.contextmanager
+def asking(gateway: Tier) -> Iterator[threading.Event]:
+    """A streamed request whose client leaves once the event is set, if it is not over before."""
+    leave = threading.Event()
 
     def read() -> None:
         body = {"model": "sim", "messages": [{"role": "user", "content": "hi"}], "stream": True}
-        url, begun = f"{gateway.url}/v1/chat/completions", time.monotonic()
         with (
             contextlib.suppress(httpx.TransportError),
-            httpx.stream("POST", url, json=body, timeout=60) as answer,
+            httpx.stream(
+                "POST", f"{gateway.url}/v1/chat/completions", json=body, timeout=60
+            ) as answer,
         ):
             for _ in answer.iter_lines():
-                if time.monotonic() - begun > leave_after_s:
+                if leave.is_set():
                     return
 
     thread = threading.Thread(target=read)
     thread.start()
-    return thread
+    try:
+        yield leave
+    finally:
+        leave.set()
+        thread.join(30)
 
 
 def until_counted(stack: Stack, counts: list[int], timeout_s: float = 10.0) -> None:
